@@ -45,6 +45,7 @@ class RowRequests:
 
     def __init__(self, run: str, models: Sequence[str], cloud: str) -> None:
         self._run, self._models, self._cloud = run, models, cloud
+        self._last: tuple[LineForm, LineForm] | None = None
 
     def asked(self, row: AskedRow) -> AskedLine:
         """Return what a row asks for, or why it cannot be asked."""
@@ -56,8 +57,14 @@ class RowRequests:
 
         line = asked_line(row.endpoint, row.number, row.name, body, placed)
         if isinstance(line.form, LineForm) and row.is_plain:
-            line = replace(line, form=line.form._replace(is_plain=True))
+            line = replace(line, form=self._plain_form(line.form))
         return line
+
+    def _plain_form(self, form: LineForm) -> LineForm:
+        """Return the form of a plain answer: nearly all rows share theirs."""
+        if self._last is None or self._last[0] is not form:
+            self._last = form, form._replace(is_plain=True)
+        return self._last[1]
 
     @property
     def _first(self) -> str:

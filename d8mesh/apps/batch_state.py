@@ -11,6 +11,7 @@ from typing import Final
 import filelock
 import msgspec
 
+from d8mesh.apps.batch_output import EARLY_SUFFIX
 from d8mesh.doors.batches.stored_files import write_durably
 from d8mesh.errors import ConfigError
 
@@ -72,7 +73,7 @@ def held(out: Path) -> Iterator[None]:
 
 
 def state_of(out: Path, digest: str, count: int, options: Mapping[str, str]) -> RunState | None:
-    """Return the state of a batch that goes on; None: it begins.
+    """Return the state of a batch that goes on; None: it begins, as it does without its answers.
 
     Raises:
         ConfigError: the file of the answers belongs to something else.
@@ -90,6 +91,8 @@ def state_of(out: Path, digest: str, count: int, options: Mapping[str, str]) -> 
         return None
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(f"{path}: it cannot be read ({error}); {anew}") from error
+    if not out.exists() and not out.with_name(out.name + EARLY_SUFFIX).exists():
+        return None  # what was answered is gone, here and there: it is asked anew
     if state.version != STATE_VERSION:
         raise ConfigError(f"{path}: it is of another version of d8mesh; {anew}")
     if (state.input, state.count) != (digest, count):

@@ -15,6 +15,7 @@ from d8mesh.core.client.submission import TaskOutcome
 from d8mesh.core.protocol.messages import COMPLETED_STATE, FAILED_STATE
 from d8mesh.doors.batches.asking import EndedLine, TaskEnd
 
+PLACING = {"cloud", "model", "model_strict", "models"}
 MESSAGES = [{"role": "user", "content": "Hi"}]
 SAID: dict[str, Any] = {
     "success": True,
@@ -37,7 +38,7 @@ def requests(*models: str, cloud: str = "") -> RowRequests:
 
 def data(found: RowRequests, row: AskedRow) -> Mapping[str, Any]:
     (task,) = found.asked(row).tasks
-    return {name: each for name, each in task.data.items() if name != "messages"}
+    return {name: task.data[name] for name in PLACING & task.data.keys()}
 
 
 @pytest.mark.parametrize(

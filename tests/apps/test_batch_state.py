@@ -13,6 +13,7 @@ OPTIONS = {"model": "m", "order": "input"}
 
 
 def begun(out: Path) -> None:
+    out.write_text("")
     save(out, new_state("digest", 3, OPTIONS))
 
 
@@ -42,6 +43,13 @@ def test_what_does_not_fit_is_said_with_what_to_do(
         state_of(out, digest, count, options)
     assert told in str(caught.value)
     assert "remove out and out.d8batch to begin anew" in str(caught.value)
+
+
+def test_without_its_answers_a_batch_begins_anew(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    begun(out)
+    out.unlink()
+    assert state_of(out, "other", 4, OPTIONS) is None
 
 
 def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:

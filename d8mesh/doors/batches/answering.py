@@ -29,6 +29,9 @@ from d8mesh.nodes.client.results import decoded
 
 #: The data of a task.
 PlacedData: TypeAlias = Mapping[str, Any]
+#: Forms that lines share, and how long their text may be.
+SHARED_FORMS: Final = 256
+SHARED_CHARS: Final = 2000
 _ANSWERED: Final = 200
 #: How a task ends whose model nobody has: the orchestrator refuses it.
 _UNKNOWN_CODES: Final = frozenset({"task.invalid", "task.failed"})
@@ -57,6 +60,9 @@ _FORMS_OF: Final[Mapping[str, _EndpointForms]] = {
     "/v1/embeddings": _EndpointForms(asked_of_embedding, embedding_body),
     "/v1/responses": _EndpointForms(asked_of_response, response_body),
 }
+
+
+_shared_forms: Final[dict[str, LineForm]] = {}
 
 
 class BatchRequests:
@@ -115,8 +121,17 @@ def asked_line(
         return AskedLine(number, custom_id, error=error)
     tasks = tuple(replace(task, data=placed(task)) for task in asked.tasks)
     emptied = replace(asked, tasks=tuple(replace(task, data={}) for task in tasks))
-    form = LineForm(endpoint, emptied)
-    return AskedLine(number, custom_id, tasks, form)
+    return AskedLine(number, custom_id, tasks, _shared(LineForm(endpoint, emptied)))
+
+
+def _shared(form: LineForm) -> LineForm:
+    """Return a form that is alike: nearly all lines of a batch have the same."""
+    text = repr(form)
+    if len(text) > SHARED_CHARS:
+        return form
+    if len(_shared_forms) >= SHARED_FORMS:
+        _shared_forms.clear()
+    return _shared_forms.setdefault(text, form)
 
 
 def placed_strictly(task: LlmTask) -> PlacedData:

@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from msgspec.structs import replace
 
 from d8mesh.core.client.submission import Submission, TaskOutcome
 from d8mesh.core.protocol.messages import COMPLETED_STATE, MAX_FRAME_BYTES, Group
 from d8mesh.doors.llm.asked import LlmTask
-from d8mesh.errors import D8Error, KeyConflictError, TaskError, TaskRejectedError
+from d8mesh.errors import (
+    D8Error,
+    KeyConflictError,
+    PayloadTooLargeError,
+    TaskError,
+    TaskRejectedError,
+)
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.aio.waits import Signal
 from d8mesh.nodes.client.groups import encode_data, filled, group_of
 from d8mesh.nodes.client.wishes import wish_of
 
+#: Of data that is submitted at once; one task may have more, and then goes alone.
+GROUP_PART_BYTES: Final = MAX_FRAME_BYTES // 4
 #: How long until a refused group is submitted again: a full disk or queue lasts longer.
 RESUBMIT_S: Final = 2.0
 #: Tasks that are cancelled at once.
@@ -66,6 +74,10 @@ class TaskEnd:
         return self.outcome.state == COMPLETED_STATE
 
 
+#: Stands for an end that is still unknown.
+NO_END: Final = TaskEnd("", "", TaskOutcome(0, b""))
+
+
 @dataclass(slots=True, eq=False)
 class EndedLine:
     """A line of which all is known."""
@@ -98,17 +110,32 @@ class LineGroup:
 
 
 @dataclass(slots=True, eq=False)
+class _GroupPart:
+    """What of a group is submitted at once: nearly always all of it."""
+
+    key: str
+    #: empty once it is accepted
+    groups: list[Group] = field(default_factory=list)
+    #: of each task: its line, its place there, its model
+    places: list[tuple[EndedLine, int, str]] = field(default_factory=list)
+    size_bytes: int = 0
+
+    @property
+    def line_count(self) -> int:
+        """How many lines its tasks are of."""
+        return len({line.number for line, _, _ in self.places})
+
+
+@dataclass(slots=True, eq=False)
 class _SentGroup:
-    """A group that is under way."""
+    """A part of a group that is under way."""
 
     group: LineGroup
+    part: _GroupPart
     submission: Submission
-    #: of each task: its line, its place there, its model
-    places: list[tuple[EndedLine, int, str]]
-    size_bytes: int
     #: done when all its tasks have ended; failed when nothing can come any more
     over: asyncio.Future[None]
-    left: int = 0
+    left: int
     is_cancelled: bool = False
 
 
@@ -200,29 +227,35 @@ class Asking:
                 await self._has_room.wait()
 
     async def _send(self, group: LineGroup) -> None:
-        """Submit a group and follow it; lines without tasks have ended."""
-        groups: list[Group] = []
-        places: list[tuple[EndedLine, int, str]] = []
-        size = 0
+        """Submit a group, in parts if it is very large; lines without tasks have ended."""
+        part = _GroupPart(group.key)
         for line in group.lines:
             tasks, error = ([], line.error) if line.error else _payloads(line)
             ended = EndedLine(line.number, line.custom_id, line.form, error, missing=len(tasks))
-            for place, (task, wish, payload) in enumerate(tasks):
-                self._join(groups, task.type, wish, payload)
-                size += len(payload)
-                places.append((ended, place, task.model))
-                ended.ends.append(TaskEnd("", task.model, TaskOutcome(0, b"")))
             if not tasks:
                 self._end(group, ended)
-        if not groups:
-            return
-        submission = await self._node.enqueue(groups, None, key=group.key)
+                continue
+            size = sum(len(payload) for _, _, payload in tasks)
+            if part.size_bytes and part.size_bytes + size > GROUP_PART_BYTES:
+                await self._submit(group, part)
+                part = _GroupPart(f"{group.key}+{line.number}")
+            part.size_bytes += size
+            for place, (task, wish, payload) in enumerate(tasks):
+                self._join(part.groups, task.type, wish, payload)
+                part.places.append((ended, place, task.model))
+                ended.ends.append(NO_END)
+        if part.groups:
+            await self._submit(group, part)
+
+    async def _submit(self, group: LineGroup, part: _GroupPart) -> None:
+        """Submit a part of a group, and follow it."""
+        submission = await self._node.enqueue(part.groups, None, key=part.key)
         over = self._node.loop.create_future()
-        sent = _SentGroup(group, submission, places, size, over, len(places))
+        sent = _SentGroup(group, part, submission, over, len(part.places))
         self._sent.add(sent)
-        self._lines += len(group.lines)
-        self._bytes += size
-        following = asyncio.create_task(self._follow(groups, sent), name="d8-group")
+        self._lines += part.line_count
+        self._bytes += part.size_bytes
+        following = asyncio.create_task(self._follow(sent), name="d8-group")
         self._following.add(following)
         following.add_done_callback(self._followed)
 
@@ -237,12 +270,12 @@ class Asking:
 
     # ----------------------------------------------------------------------- following
 
-    async def _follow(self, groups: list[Group], sent: _SentGroup) -> None:
-        """Return when all of a group has ended."""
+    async def _follow(self, sent: _SentGroup) -> None:
+        """Return when all of it has ended."""
         try:
-            await self._accepted(groups, sent)
-            groups.clear()
-            for index in range(len(sent.places)):
+            await self._accepted(sent)
+            sent.part.groups = []
+            for index in range(len(sent.part.places)):
                 if sent.submission.is_known(index):
                     self._note(sent, index)
                 else:
@@ -252,31 +285,31 @@ class Asking:
                 await self._cancel(sent)
             await sent.over
         except TaskRejectedError as error:
-            for line in dict.fromkeys(line for line, _, _ in sent.places):
+            for line in dict.fromkeys(line for line, _, _ in sent.part.places):
                 line.error, line.ends = error, []
                 self._end(sent.group, line)
         finally:
             self._sent.discard(sent)
-            self._lines -= len(sent.group.lines)
-            self._bytes -= sent.size_bytes
+            self._lines -= sent.part.line_count
+            self._bytes -= sent.part.size_bytes
             self._has_room.set()
 
-    async def _accepted(self, groups: list[Group], sent: _SentGroup) -> None:
-        """Return when a group is on the orchestrator's disk; what passes is waited for."""
-        key = sent.group.key
+    async def _accepted(self, sent: _SentGroup) -> None:
+        """Return when it is on the orchestrator's disk; what passes is waited for."""
+        key = sent.part.key
         while True:
             try:
                 await self._node.waits.settled(sent.submission, None)
                 return
             except KeyConflictError:
-                if key != sent.group.key:
+                if key != sent.part.key:
                     raise
                 key += _OTHER_KEY
             except TaskRejectedError as error:
                 if error.code not in _PASSING_CODES or self._is_stopped:
                     raise
                 await asyncio.sleep(RESUBMIT_S)
-            sent.submission = await self._node.enqueue(groups, None, key=key)
+            sent.submission = await self._node.enqueue(sent.part.groups, None, key=key)
 
     def _come(self, sent: _SentGroup, index: int, signal: Signal) -> None:
         if signal.cancelled():
@@ -289,7 +322,7 @@ class Asking:
 
     def _note(self, sent: _SentGroup, index: int) -> None:
         """Take what has come of one task."""
-        line, place, model = sent.places[index]
+        line, place, model = sent.part.places[index]
         submission = sent.submission
         line.ends[place] = TaskEnd(submission.task_id(index), model, submission.outcome(index))
         submission.payloads[index] = None  # from here on it is the line's
@@ -339,13 +372,17 @@ class Asking:
 
 def _payloads(line: AskedLine) -> tuple[list[tuple[LlmTask, str, bytes]], D8Error | None]:
     """Return the tasks of a line with wish and data, or why they cannot be asked."""
+    found: list[tuple[LlmTask, str, bytes]] = []
+    size = 0
     try:
-        found = []
         for task in line.tasks:
-            data: Mapping[str, Any] = task.data
-            found.append((task, wish_of(task.type, data), encode_data(data)))
-        if sum(len(payload) for _, _, payload in found) > MAX_FRAME_BYTES // 2:
-            raise TaskRejectedError(f"the line asks for more than {MAX_FRAME_BYTES // 2} bytes")
+            payload = encode_data(task.data)
+            size += len(payload)
+            if found and size > GROUP_PART_BYTES:
+                raise PayloadTooLargeError(
+                    f"all that it asks for is more than {GROUP_PART_BYTES} bytes"
+                )
+            found.append((task, wish_of(task.type, task.data), payload))
     except TaskRejectedError as error:
         return [], error
     return found, None

@@ -121,15 +121,14 @@ class BatchRunner:
 
     async def _run(self, run: _BatchRun) -> None:
         batch = run.batch
-        async with self._turns:
-            try:
-                await run.run()
-            except D8Error as error:  # this client has ended: the next process goes on
-                event(_log, logging.WARNING, "batch.stopped", id=batch.id, why=str(error))
-                return
-            except Exception:
-                _log.exception("batch %s has stopped; a restart goes on with it", batch.id)
-                return
+        try:
+            await run.run(self._turns)
+        except D8Error as error:  # this client has ended: the next process goes on
+            event(_log, logging.WARNING, "batch.stopped", id=batch.id, why=str(error))
+            return
+        except Exception:
+            _log.exception("batch %s has stopped; a restart goes on with it", batch.id)
+            return
         counts = f"{batch.completed}+{batch.failed}/{batch.total}"
         event(_log, logging.INFO, "batch.end", id=batch.id, status=str(batch.status), lines=counts)
 
@@ -173,8 +172,12 @@ class _BatchRun:
             await self._written()
             self._ending.set()
 
-    async def run(self) -> None:
-        """Bring it to its end, from wherever it is."""
+    async def run(self, turns: asyncio.Semaphore) -> None:
+        """Bring it to its end, from wherever it is.
+
+        Args:
+            turns: taken while it asks; what is to end does not wait for one.
+        """
         batch = self.batch
         if not batch.last_line and not await self._looked_at():
             return
@@ -185,7 +188,12 @@ class _BatchRun:
             self._redelivered = frozenset(self._record.last_answered)
             self._tell_counts()
             if batch.finalizing_at is None:
-                await self._ask()
+                has_turn = await self._await_turn(turns)
+                try:
+                    await self._ask()
+                finally:
+                    if has_turn:
+                        turns.release()
                 await self._tell_rest()
                 batch.finalizing_at = int(time.time())
                 if batch.status is BatchStatus.IN_PROGRESS:
@@ -214,6 +222,25 @@ class _BatchRun:
         return not batch.errors
 
     # ------------------------------------------------------------------------ asking
+
+    async def _await_turn(self, turns: asyncio.Semaphore) -> bool:
+        """Return whether it has one now; False: it is cancelled or has expired before."""
+        taking = asyncio.create_task(turns.acquire())
+        ending = asyncio.create_task(self._ending.wait())
+        left_s = max(0.0, self.batch.expires_at - time.time())
+        try:
+            await asyncio.wait(
+                {taking, ending}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        except asyncio.CancelledError:
+            if taking.done() and not taking.cancelled():
+                turns.release()
+            raise
+        finally:
+            ending.cancel()
+            if not taking.done():
+                taking.cancel()
+        return taking.done() and not taking.cancelled()
 
     async def _ask(self) -> None:
         """Ask what is not answered, until that is done, the batch is cancelled or expires."""

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from d8mesh.core.protocol.messages import CANCELLED_STATE, COMPLETED_STATE
+from d8mesh.doors.batches import asking as asking_module
 from d8mesh.doors.batches.asking import Asking, EndedLine, LineGroup, LinesAtOnce
-from d8mesh.errors import InvalidTaskError
+from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
 from d8mesh.nodes.client.aio.node import AsyncNode
 from tests.doors.batches.asked_lines import SaidMesh, cut, each, said_mesh
 from tests.nodes.loops import run, until
@@ -83,6 +84,17 @@ def test_a_key_of_other_data_does_not_stop_a_group(mesh: SaidMesh) -> None:
     run(asked_all(mesh, cut(rows(2))))
     took = run(asked_all(mesh, cut(rows(2, b'{"tasks": 2}'))))
     assert [len(ids) for ids in took.ids().values()] == [2, 2]
+
+
+def test_lines_that_ask_for_more_than_fits_at_once_are_submitted_in_parts(
+    mesh: SaidMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking_module, "GROUP_PART_BYTES", 100)
+    took = run(asked_all(mesh, cut(rows(20, b'{"pad": "%b"}' % (b"x" * 30)))))
+    again = run(asked_all(mesh, cut(rows(20, b'{"pad": "%b"}' % (b"x" * 30)))))
+    assert (took.numbers(), again.ids()) == (list(range(1, 21)), took.ids())
+    (large,) = run(asked_all(mesh, cut(rows(1, b'{"tasks": 3, "pad": "%b"}' % (b"y" * 60))))).lines
+    assert isinstance(large.error, PayloadTooLargeError)
 
 
 def test_no_more_is_under_way_than_the_window_has(mesh: SaidMesh) -> None:

@@ -245,3 +245,25 @@ def test_a_full_disk_is_waited_for(
 
     batch = in_batches(mesh, tmp_path, program)
     assert (batch.completed, refusals[0] >= 4) == (5, True)
+
+
+def test_a_batch_that_waits_for_its_turn_is_cancelled_at_once(
+    mesh: SaidMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "BATCHES_AT_ONCE", 1)
+
+    async def program(found: Batches) -> None:
+        mesh.handler.go.clear()
+        first = await found.make(rows(30))
+        await until(lambda: first.asked_through)
+        second = await found.make(rows(5))
+        await until(lambda: second.status is BatchStatus.IN_PROGRESS)
+        assert not second.asked_through
+        await found.runner.cancel(second)
+        await until(lambda: second.is_final)
+        third = await found.make(rows(5))
+        mesh.handler.go.set()
+        await until(lambda: first.is_final and third.is_final)
+        assert (first.completed, third.completed) == (30, 5)
+
+    in_batches(mesh, tmp_path, program)
