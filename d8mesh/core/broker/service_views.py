@@ -18,8 +18,9 @@ from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.core.protocol.task import Spec
 from d8mesh.core.protocol.wish import Wish, parse_wish
 
-#: Waiting tasks of one line that are counted one batch at a time.
-COUNTED_WAITING: Final = 256
+#: Batches of one line whose waiting tasks are counted, for each attempt that is placed; the others
+#: count as one task each, as every chat is.
+COUNTED_WAITING: Final = 32
 
 
 def ask_of(

@@ -35,7 +35,7 @@ _ERASED_ONLY: Final = msgspec.msgpack.encode({"erased": True})
 #: Batches whose tasks' places are remembered: tasks are delivered in the order in which they came.
 _REMEMBERED_BATCHES: Final = 8
 #: As much of a list of payloads as is read at once to find where they are.
-_READ_BYTES: Final = 65_536
+_LOOK_BYTES: Final = 65_536
 _BIN_SIZES: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 
 
@@ -111,7 +111,7 @@ class Texts:
         if run is None or batch is None or not _source_in(batch[2]):
             return False
         result = msgspec.msgpack.decode(run[1], type=list[bytes])[row - run[0]]
-        if not is_reference(result) or not self._erase_text(_number_in(result), rest):
+        if not is_reference(result) or not self._erase_text(number_in(result), rest):
             return False
         self._erase_data(batch[1], row - batch[0])
         self._db.execute(_ERASE_PAST, (row,))
@@ -156,7 +156,7 @@ class Texts:
         ):
             for result in msgspec.msgpack.decode(blob, type=list[bytes]):
                 if is_reference(result):
-                    self._db.execute("DELETE FROM texts WHERE number = ?", (_number_in(result),))
+                    self._db.execute("DELETE FROM texts WHERE number = ?", (number_in(result),))
         return True
 
 
@@ -167,7 +167,7 @@ def is_reference(result: bytes) -> bool:
 
 def text_of(db: apsw.Connection, reference: bytes) -> tuple[bytes, bool]:
     """Return a result that is referred to, and whether it was erased; one that is lost is empty."""
-    found = fetch(db, "SELECT text FROM texts WHERE number = ?", (_number_in(reference),))
+    found = fetch(db, "SELECT text FROM texts WHERE number = ?", (number_in(reference),))
     if not found:
         return b"", False
     text: bytes = found[0][0]
@@ -187,7 +187,8 @@ _ERASE_PAST: Final = (
 )
 
 
-def _number_in(reference: bytes) -> int:
+def number_in(reference: bytes) -> int:
+    """Return the number of the text that is referred to."""
     return int.from_bytes(reference[1:], "big")
 
 
@@ -199,7 +200,7 @@ def _places_in(blob: apsw.Blob) -> list[tuple[int, int]]:
         nonlocal window, base
         if start < base or start + count > base + len(window):
             blob.seek(start)
-            window, base = blob.read(min(max(count, _READ_BYTES), size - start)), start
+            window, base = blob.read(min(max(count, _LOOK_BYTES), size - start)), start
         return window[start - base : start - base + count]
 
     kind = at(0, 1)[0]

@@ -86,3 +86,15 @@ def test_an_outcome_that_cannot_be_recorded_takes_nothing_from_anybody(
     assert dump(broker.dispatcher) == before
     broker.finish(worker, broker.work(worker))
     assert [each.ids for each in broker.got(client, m.Outcomes)] == [[task_id]]
+
+
+def test_a_cancel_stops_the_attempt_in_the_same_wake_up_and_waits_for_no_commit(
+    broker: WiredBroker,
+) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    (task_id,) = broker.submit(client)
+    broker.pass_time(5.0)
+    broker.sent.clear()
+    broker.say(client, m.Query(9, "cancel", {"id": task_id}))
+    stops = [(peer, waits) for peer, said, waits in broker.sent if isinstance(said, m.Stop)]
+    assert stops == [(worker, False)]

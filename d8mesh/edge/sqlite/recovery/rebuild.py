@@ -31,6 +31,7 @@ from d8mesh.edge.sqlite.schema import (
     covering,
     fetch,
 )
+from d8mesh.edge.sqlite.texts import is_reference, number_in
 
 DATA_LOST: Final = "the task's data could not be read from the damaged journal"
 RESULT_LOST: Final = "the task was finished, but its result could not be read from the journal"
@@ -169,6 +170,7 @@ class Builder:
         if not are_batches_whole:
             self._make_batches()
         self._fit_outcomes()
+        self._fit_texts()
         self._name_sessions(are_whole=are_sessions_whole)
         self._fit_workers()
         self._end_lost()
@@ -248,6 +250,21 @@ class Builder:
         is_within = _within("batches", "outcomes.first", " + outcomes.count - 1")
         self.db.execute(f"DELETE FROM outcomes WHERE NOT {is_within}")
         self._contradicts("outcomes", self.db.changes())
+
+    def _fit_texts(self) -> None:
+        """Have no outcome refer to a text that is lost: the task's result is, then."""
+        known = {number for (number,) in fetch(self.db, "SELECT number FROM texts")}
+        for first, count, state, n, worker, at, blob in fetch(self.db, "SELECT * FROM outcomes"):
+            results = _payloads(blob)
+            is_lost = [is_reference(each) and number_in(each) not in known for each in results]
+            if not any(is_lost):
+                continue
+            self.db.execute("DELETE FROM outcomes WHERE first = ?", (first,))
+            for row, result in zip(range(first, first + count), results, strict=True):
+                if is_lost[row - first]:
+                    self.db.execute("INSERT OR REPLACE INTO bad VALUES (?, ?)", (row, state))
+                else:
+                    self._insert("outcomes", [row, 1, state, n, worker, at, _encode([result])])
 
     def _name_sessions(self, *, are_whole: bool) -> None:
         """Give the sessions whose names are lost new ones: their tasks go on under these."""

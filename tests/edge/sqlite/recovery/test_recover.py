@@ -15,7 +15,9 @@ import pytest
 from d8mesh.core.broker.store import (
     BatchPayloads,
     EndOf,
+    FinishedStates,
     FinishedTask,
+    OutcomesOf,
     PageOf,
     PayloadsOf,
     TaskPage,
@@ -421,3 +423,32 @@ def test_a_disk_without_room_leaves_the_damaged_file_as_it_is(tmp_path: Path) ->
     with pytest.raises(JournalError, match="Nothing of it was changed"):
         recover(path, silent)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_task_of_a_door_whose_answer_is_lost_is_said_to_have_lost_it(
+    tmp_path: Path, is_lost: bool
+) -> None:
+    path, session = tmp_path / "journal.db", SESSIONS[0]
+    journal = Journal(path)
+    journal.restore()
+    spec = Spec("agent_action", 8, 3, source="ollama 10.0.0.9 curl")
+    ids = [f"{session}-{n}" for n in range(3)]
+    journal.append([Submitted(session, 0, spec, [b"\x80"] * 3, 1.0)])
+    journal.append([Completed("w1", ids, [1] * 3, [b"answered"] * 3, 2.0)])
+    table = "texts" if is_lost else "handouts"
+    ((page,),) = fetch(journal._db, "SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,))
+    journal.close()
+    content = bytearray(path.read_bytes())
+    content[(page - 1) * 4096 : page * 4096] = bytes(4096)
+    path.write_bytes(content)
+    report = recover(path, silent)
+    assert report.outcome == "recovered"
+    assert report.lost_results == (ids if is_lost else [])
+    journal = Journal(path)
+    journal.restore()
+    told = journal.ask(OutcomesOf(ids))
+    assert isinstance(told, FinishedStates)
+    assert all((b"could not be read" in each) is is_lost for each in told.payloads)
+    assert is_lost or told.payloads == [b"answered"] * 3
+    journal.close()
