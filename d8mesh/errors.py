@@ -194,6 +194,10 @@ class BackendTooLargeError(BackendError, code="backend.too_large"):
     """The question is too large for the LLM service, or its answer for us."""
 
 
+class BackendMissingError(BackendError, code="backend.missing"):
+    """The LLM service says that it has no such model, though it lists it."""
+
+
 class ModelError(D8Error, code="model.error"):
     """A language model cannot be asked."""
 

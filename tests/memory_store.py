@@ -251,7 +251,7 @@ class _Fold:
         if kept.fact.spec.source:
             self.erased.add(task_id)
             payloads = list(kept.fact.payloads)
-            payloads[index] = b""
+            payloads[index] = bytes(len(payloads[index]))
             kept.fact = structs.replace(kept.fact, payloads=payloads)
             self.ends[task_id] = replace(self.ends[task_id], payload=rest)
             self.setbacks[task_id] = [
@@ -360,8 +360,9 @@ class _Fold:
         if found is None:
             return self._tombstone(task_id)
         fact, state = found[0].fact, self.ends[task_id].state if task_id in self.ends else None
-        told = (fact.spec, fact.payloads[found[1]], self._past(task_id), state)
-        return TaskDetails(*told, task_id in self.erased)
+        is_erased = task_id in self.erased
+        payload = b"" if is_erased else fact.payloads[found[1]]
+        return TaskDetails(fact.spec, payload, self._past(task_id), state, is_erased)
 
     def _code(self, task_id: str) -> int:
         if task_id in self.ends:

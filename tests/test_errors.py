@@ -61,6 +61,7 @@ TREE = {
     "BackendDeadlineError": ("BackendError", "backend.deadline"),
     "BackendAnswerError": ("BackendError", "backend.answer"),
     "BackendTooLargeError": ("BackendError", "backend.too_large"),
+    "BackendMissingError": ("BackendError", "backend.missing"),
     "ModelError": ("D8Error", "model.error"),
     "ModelUnknownError": ("ModelError", "model.unknown"),
     "ModelUnfitError": ("ModelError", "model.unfit"),

@@ -100,7 +100,7 @@ class ChatRun:
     on_piece: Callable[[Piece], None] = _unheard
     #: called once, before the first piece: which model answers, and where if a pool was asked
     on_start: Callable[[str, Origin | None], None] = _unstarted
-    #: asked now and then: several times a second where nothing tells of it
+    #: asked several times a second
     is_cancelled: Callable[[], bool]
     #: given what is to be called, from any thread, when it is cancelled; returns what undoes that
     on_cancel: Callable[[Callable[[], None]], Callable[[], None]] = _uncalled
@@ -111,11 +111,6 @@ class ChatRun:
     token_gap_s: float = TOKEN_GAP_S
     #: where the broker wants it to run, with which load options; None: it does not say
     placement: Placement | None = None
-
-    @property
-    def is_told(self) -> bool:
-        """Whether who runs it is told of its cancelling, and need not ask."""
-        return self.on_cancel is not _uncalled
 
 
 class LlmService(Protocol):

@@ -1,7 +1,7 @@
 """What all backends share: an answer that comes in pieces, its clocks, its bounds, its end.
 
-An answer is read by a thread of its own, over a connection that can be ended at any moment
-(`AnswerReader`); who waits for it looks at the clocks in between (`completion`). Knows no
+Who asks reads the answer himself, over a connection that others can end at any moment
+(`AnswerReader`): who cancels, or the thread that looks at the clocks (`AnswerClocks`). Knows no
 service: a backend says what to ask, and what a line of the answer means.
 """
 
@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import json
 import math
-import queue
 import socket
 import struct
 import sys
@@ -21,8 +20,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+import msgspec
+
+from d8mesh.backends.answer_clocks import ANSWER_CLOCKS
 from d8mesh.backends.backend import ChatRun
-from d8mesh.backends.reading_threads import READING_THREADS
 from d8mesh.core.protocol.chat import Completion, Piece, completion_of
 from d8mesh.errors import (
     BackendAnswerError,
@@ -50,15 +51,10 @@ MAX_SERVICE_ERROR_CHARS: Final = 300
 BUSY: Final = frozenset({429, 503})
 #: Connecting to a machine on the LAN.
 CONNECT_S: Final = 5.0
-#: Pieces read ahead while a handler is busy with the one before.
-MAX_AHEAD: Final = 256
-#: Closing waits so long for its reading thread, which a shut socket ends at once.
-JOIN_S: Final = 2.0
 #: How often a wait looks whether it is still wanted, where nothing wakes it.
 WANTED_LOOK_S: Final = 0.1
-#: The same where something does; an answer whose reading thread has died is noticed by it.
-READER_LOOK_S: Final = 5.0
 
+_decode: Final = msgspec.json.Decoder().decode
 #: The system's ``struct linger``: on, for 0 seconds.
 _RESET_AT_CLOSE: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
@@ -145,37 +141,61 @@ def parts(reader: AnswerReader[PartT], run: ChatRun) -> Generator[PartT, None, N
         BackendDeadlineError: `deadline_s` are over.
         BackendError: what the reader came upon.
     """
-    started = heard = now = time.monotonic()
-    patience_s, part = run.first_token_s, None
-    look_s = READER_LOOK_S if run.is_told else WANTED_LOOK_S
-    undo = run.on_cancel(reader.end)
+    clock = _Clock(reader, run)
+    undo = run.on_cancel(clock.cancel)
+    ANSWER_CLOCKS.watch(clock.look)
     try:
-        while part is None or not part.ending:
-            if run.is_cancelled():
-                raise TaskCancelledError
-            if now - started >= run.deadline_s:
-                raise BackendDeadlineError(
-                    f"the answer was not complete after {max(run.deadline_s, 0):.0f} s: "
-                    "raise deadline_s or TASK_TIMEOUT, or ask for fewer max_tokens"
-                )
-            left_s = min(started + run.deadline_s, heard + patience_s) - now
-            part = reader.next(min(max(left_s, 0.0), look_s))
-            now = time.monotonic()
-            is_alive = part is not None and part.is_sign_of_life
-            if not is_alive and now - heard >= patience_s:
-                raise BackendStalledError(f"{reader.service} sent nothing for {patience_s:g} s")
-            if part is not None:
-                yield part
-                now = time.monotonic()
-            if is_alive:
-                heard, patience_s = now, run.token_gap_s
+        clock.look(time.monotonic())  # it may be too late to ask
+        for part in reader.parts():
+            clock.stop()
+            yield part
+            clock.go_on(is_alive=part.is_sign_of_life)
     finally:
+        ANSWER_CLOCKS.forget(clock.look)
         undo()
-        reader.close()
+        reader.end()
+
+
+class _Clock(Generic[PartT]):
+    """Ends an answer that is not wanted, too late or silent for too long."""
+
+    def __init__(self, reader: AnswerReader[PartT], run: ChatRun) -> None:
+        self._reader, self._run = reader, run
+        now = time.monotonic()
+        self._late_at = now + run.deadline_s
+        self._heard, self._patience_s = now, run.first_token_s
+        self._silent_at = now + run.first_token_s
+
+    def stop(self) -> None:
+        """A part has come: what its taker does with it is no silence."""
+        self._silent_at = math.inf
+
+    def go_on(self, *, is_alive: bool) -> None:
+        """Its taker is done with it."""
+        if is_alive:
+            self._heard, self._patience_s = time.monotonic(), self._run.token_gap_s
+        self._silent_at = self._heard + self._patience_s
+
+    def cancel(self) -> None:
+        self._reader.end(TaskCancelledError())
+
+    def look(self, now: float) -> None:
+        run = self._run
+        if run.is_cancelled():
+            self.cancel()
+        elif now >= self._silent_at:
+            text = f"{self._reader.service} sent nothing for {self._patience_s:g} s"
+            self._reader.end(BackendStalledError(text))
+        elif now >= self._late_at:
+            text = (
+                f"the answer was not complete after {max(run.deadline_s, 0):.0f} s: "
+                "raise deadline_s or TASK_TIMEOUT, or ask for fewer max_tokens"
+            )
+            self._reader.end(BackendDeadlineError(text))
 
 
 class AnswerReader(Generic[PartT]):
-    """An answer's connection, read by a thread of its own so that it can always be ended.
+    """An answer's connection: one thread reads from it, any other can end it.
 
     Args:
         service: what it is called in errors.
@@ -197,65 +217,59 @@ class AnswerReader(Generic[PartT]):
     ) -> None:
         self.service, self.url = service, url
         self._lines, self._piece_of, self._refused = lines, piece_of, refused
-        #: None wakes who waits
-        self._pieces: queue.Queue[PartT | Exception | None] = queue.Queue(MAX_AHEAD)
-        self._is_closed = threading.Event()
+        self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        self._is_read = threading.Event()
-        READING_THREADS.run(self._read)
+        self._is_ended = False
+        self._why: D8Error | None = None
 
-    def next(self, wait_s: float) -> PartT | None:
-        """Return the next piece, or None if none came within `wait_s`; raise its error."""
+    def parts(self) -> Iterator[PartT]:
+        """Yield what the lines mean until the last, whose part has an ending.
+
+        Raises:
+            D8Error: what `end` was told, what the service says, or that it broke.
+        """
+        if not self._is_wanted():
+            raise self._why or BackendError(f"{self.service} is not asked any more")
+        lines = self._lines(self)
         try:
-            piece = self._pieces.get(timeout=wait_s)
-        except queue.Empty:
-            if not self._is_read.is_set() or self._is_closed.is_set() or not self._pieces.empty():
-                return None
-            raise BackendError(f"the thread that reads {self.service}'s answer has died") from None
-        if isinstance(piece, Exception):
-            raise piece
-        return piece
-
-    def close(self) -> None:
-        """End the connection, whatever it is doing; a service then stops generating."""
-        self.end()
-        self._is_read.wait(JOIN_S)
-
-    def end(self) -> None:
-        """The same without waiting, and wake who waits for a piece. Thread: any."""
-        self._is_closed.set()
-        shut(self._socket)
-        with contextlib.suppress(queue.Full):  # then nobody waits
-            self._pieces.put_nowait(None)
-
-    def _read(self) -> None:
-        try:
-            self._read_all()
-        finally:
-            self._is_read.set()
-
-    def _read_all(self) -> None:
-        try:
-            for line in self._lines(self):
-                piece = self._piece_of(json.loads(line))
-                if not self._put(piece) or piece.ending:
+            for line in lines:
+                part = self._piece_of(decoded(line))
+                if not self._is_wanted():
+                    break
+                yield part
+                if part.ending:
                     return
-            self._put(BackendAnswerError(f"{self.service} ended its answer in the middle"))
-        except Exception as error:
-            self._put(self._translated(error))
+            error: D8Error = BackendAnswerError(f"{self.service} ended its answer in the middle")
+        except Exception as caught:
+            error = self._translated(caught)
+        finally:
+            with self._lock:  # its connection closes now: nobody may touch what gets its number
+                self._socket = None
+            close = getattr(lines, "close", None)
+            if close is not None:
+                close()
+        raise self._why or error
 
-    def _put(self, piece: PartT | Exception) -> bool:
-        while not self._is_closed.is_set():
-            with contextlib.suppress(queue.Full):
-                self._pieces.put(piece, timeout=WANTED_LOOK_S)
-                return True
-        return False
+    def end(self, why: D8Error | None = None) -> None:
+        """End the connection, whatever it is doing; a service then stops generating. Thread: any.
+
+        Args:
+            why: what who reads it gets; what was said first counts.
+        """
+        with self._lock:
+            self._why = self._why or why
+            self._is_ended = True
+            shut(self._socket)
+
+    def _is_wanted(self) -> bool:
+        return not self._is_ended
 
     def connected(self, connection: socket.socket) -> None:
         """Note what the answer comes through, so that it can be ended."""
-        self._socket = connection
-        if self._is_closed.is_set():
-            shut(connection)
+        with self._lock:
+            self._socket = connection
+            if self._is_ended:
+                shut(connection)
 
     def guard(self, response: http.client.HTTPResponse) -> None:
         """Let only a plain answer through; raise what another one means."""
@@ -341,6 +355,18 @@ def lines_of(
         yield from filter(bytes.strip, lines)
     if begun.strip():
         yield bytes(begun)
+
+
+def decoded(line: bytes) -> Any:
+    """Return the JSON of a line.
+
+    Raises:
+        ValueError: it is none; so does `RecursionError`.
+    """
+    try:
+        return _decode(line)
+    except (msgspec.MsgspecError, RecursionError):
+        return json.loads(line)  # which takes halves of characters and NaN too
 
 
 def text_of(value: Any) -> str:

@@ -6,6 +6,7 @@ raise, whose message is huge or drives terminals. Neither function ever raises.
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -58,9 +59,12 @@ def traceback_text(error: BaseException) -> str:
 
 
 def is_all_ours(error: BaseException) -> bool:
-    """Return whether every frame of its way is of d8mesh: nobody else's handler raised it."""
-    rows = traceback.walk_tb(error.__traceback__)
-    return all(Path(frame.f_code.co_filename).is_relative_to(_PACKAGE) for frame, _ in rows)
+    """Return whether every frame of its way is of d8mesh: nobody else's handler raised it.
+
+    Those of a ``with`` between two of them, which Python has in `contextlib`, do not count.
+    """
+    files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return all(file == contextlib.__file__ or Path(file).is_relative_to(_PACKAGE) for file in files)
 
 
 def stack_text(frame: FrameType) -> str:

@@ -33,7 +33,7 @@ _CODES: Final[Mapping[int, str]] = {
     ),
     401: "access.token",
     403: "access.forbidden http.host http.origin http.peer",
-    404: "task.unknown worker.unknown model.unknown http.not_found",
+    404: "task.unknown worker.unknown model.unknown backend.missing http.not_found",
     405: "http.method",
     408: "http.timeout",
     409: "key.conflict task.failed task.cancelled worker.id_taken",

@@ -141,6 +141,14 @@ def test_an_answer_that_ends_with_its_connection_can_be_ended_too() -> None:
             return Whole(answer, ending=False)
 
         reader = AnswerReader("It", question.url, lines=lines, piece_of=more_to_come)
+        reading = threading.Thread(target=lambda: _read_in_vain(reader), daemon=True)
+        reading.start()
         assert has_begun.wait(PATIENCE_S)
-        reader.close()
+        reader.end()
+        reading.join(PATIENCE_S)
         assert has_ended.wait(PATIENCE_S)
+
+
+def _read_in_vain(reader: AnswerReader[Whole]) -> None:
+    with suppress(BackendError):
+        list(reader.parts())

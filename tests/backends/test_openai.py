@@ -378,6 +378,23 @@ def test_parallel_calls_with_one_index_are_told_apart(gemini: CloudServer) -> No
     assert [call["function"]["index"] for call in calls] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("told", "extra"),
+    [
+        ({"stop_reason": "END"}, {"stop_reason": "END"}),
+        ({"matched_stop": "END"}, {"matched_stop": "END"}),
+        ({"stop_reason": None}, {}),
+        ({"matched_stop": 128009}, {}),
+    ],
+)
+def test_the_stop_sequence_that_ended_an_answer_is_handed_on(
+    lan: CloudServer, told: dict[str, Any], extra: dict[str, Any]
+) -> None:
+    choice = {"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"} | told
+    lan.events = ["data: " + json.dumps({"choices": [choice]}), "data: [DONE]"]
+    assert dict(chat(backend_of(lan)).extra) == extra
+
+
 def test_arguments_that_are_no_json_fail(lan: CloudServer) -> None:
     call = {"index": 0, "id": "1", "function": {"name": "a", "arguments": '{"x": '}}
     lan.events = [
@@ -924,3 +941,23 @@ def test_parts_that_say_nothing_are_not_kept(groq: CloudServer) -> None:
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "This model's maximum context length is 4096 tokens.", "type": "BadRequest"},
+        {"message": "Please reduce the length", "code": "context_length_exceeded"},
+        {
+            "message": "the request exceeds the available context size",
+            "type": "exceed_context_size_error",
+        },
+    ],
+)
+def test_a_question_longer_than_the_context_is_not_asked_again(
+    lan: CloudServer, error: dict[str, object]
+) -> None:
+    lan.prepared = [Prepared(400, {"error": error})]
+    with pytest.raises(InvalidTaskError, match="longer than the context of the model"):
+        chat(backend_of(lan))
+    assert len(lan.bodies) == 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from d8mesh.backends import streaming
+from d8mesh.backends import answer_clocks, streaming
 from d8mesh.backends.backend import ChatRun
 from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.backends.ollama.bodies import Defaults, Loading, question_of
@@ -22,6 +22,7 @@ from d8mesh.backends.streaming import (
     AnswerReader,
     RefusedAnswer,
     lines_of,
+    parts,
     shown,
 )
 from d8mesh.core.protocol.chat import ChatRequest, FinishReason, Piece
@@ -29,6 +30,7 @@ from d8mesh.errors import (
     BackendAnswerError,
     BackendBusyError,
     BackendError,
+    BackendMissingError,
     BackendTooLargeError,
     D8Error,
     InvalidTaskError,
@@ -55,18 +57,8 @@ def asked(server: OllamaServer, request: ChatRequest, model: str) -> AnswerReade
 
 def parts_of(server: OllamaServer, *, model: str = "deepseek-r1:8b") -> list[Piece]:
     request = ChatRequest(messages=({"role": "user", "content": "one two"},))
-    stream = asked(server, request, model)
-    parts: list[Piece] = []
-    until = time.monotonic() + PATIENCE_S
-    try:
-        while not (parts and parts[-1].ending):
-            assert time.monotonic() < until
-            part = stream.next(0.5)
-            if part is not None:
-                parts.append(part)
-    finally:
-        stream.close()
-    return parts
+    run = ChatRun(is_cancelled=lambda: False, deadline_s=PATIENCE_S)
+    return list(parts(asked(server, request, model), run))
 
 
 def test_the_last_piece_carries_the_figures(server: OllamaServer) -> None:
@@ -89,7 +81,7 @@ def test_the_last_piece_carries_the_figures(server: OllamaServer) -> None:
         ("endless_line", BackendTooLargeError, "backend.too_large"),
         ("error", BackendError, "backend.failed"),
         ("error_line", BackendError, "backend.failed"),
-        ("missing", BackendError, "backend.failed"),
+        ("missing", BackendMissingError, "backend.missing"),
         ("not_json", BackendAnswerError, "backend.answer"),
         ("redirect", BackendAnswerError, "backend.answer"),
         ("wrong_shape", BackendAnswerError, "backend.answer"),
@@ -168,13 +160,13 @@ def test_a_model_that_is_gone_is_named(server: OllamaServer) -> None:
         parts_of(server, model="gone:1b")
 
 
-def test_closing_before_anything_came_does_not_wait(server: OllamaServer) -> None:
+def test_what_was_ended_before_it_began_asks_nothing_more(server: OllamaServer) -> None:
     server.behaviour = "silent"
-    started = time.monotonic()
-    stream = asked(server, ChatRequest(messages=()), "x")
-    stream.close()
-    assert stream.next(0) is None
-    assert time.monotonic() - started < PATIENCE_S
+    reader = asked(server, ChatRequest(messages=()), "x")
+    reader.end(BackendBusyError("too late"))
+    reader.end(BackendError("later still"))
+    with pytest.raises(BackendBusyError, match="too late"):
+        next(reader.parts())
 
 
 def test_what_a_service_says_is_shown_in_one_bounded_line() -> None:
@@ -210,12 +202,7 @@ def test_a_service_may_say_itself_what_its_refusals_mean(server: OllamaServer) -
 
 
 def ending_of(reader: AnswerReader[Piece]) -> None:
-    until = time.monotonic() + PATIENCE_S
-    try:
-        while time.monotonic() < until:
-            reader.next(0.5)
-    finally:
-        reader.close()
+    list(parts(reader, ChatRun(is_cancelled=lambda: False, deadline_s=PATIENCE_S)))
 
 
 class Unwanted:
@@ -248,7 +235,8 @@ class Unwanted:
 def test_who_is_told_of_a_cancel_ends_the_connection_without_looking(
     monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
-    monkeypatch.setattr(streaming, "READER_LOOK_S", float(PATIENCE_S))
+    monkeypatch.setattr(answer_clocks, "CLOCK_LOOK_S", float(PATIENCE_S))
+    monkeypatch.setattr(streaming, "ANSWER_CLOCKS", answer_clocks.AnswerClocks())
     unwanted = Unwanted()
     pace: dict[str, Any] = (
         {"prompt_tokens_per_s": 0.01} if phase == "prompt" else {"tokens_per_s": 0.5}
@@ -271,9 +259,3 @@ def test_who_is_told_of_a_cancel_ends_the_connection_without_looking(
 
 def _is_in(standin: OllamaStandin, phase: str) -> bool:
     return phase == "prompt" or standin.counters.tokens > 0
-
-
-def test_nobody_who_looks_for_himself_waits_for_being_told() -> None:
-    unwanted = Unwanted()
-    looking = ChatRun(is_cancelled=lambda: False, deadline_s=PATIENCE_S)
-    assert (looking.is_told, unwanted.run().is_told) == (False, True)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,8 @@ from typing import Any, Final
 
 import pytest
 
-#: A page with all its attempts takes seconds; a loaded machine takes many.
-PAGE_S: Final = 100.0
+#: A page with all its attempts takes 15 s; a loaded machine takes many times that.
+PAGE_S: Final = 200.0
 SCRIPT: Final = (Path(__file__).parent / "web_pages" / "attempts.js").read_text("utf-8")
 #: Where a page reports, and where pages lie.
 REPORT: Final = "/report"
@@ -46,6 +47,8 @@ _SWITCHES: Final = (
 
 def browser_path() -> str:
     """Return the browser's program; without one the test is skipped, but not on CI."""
+    if str(sys.platform) == "win32":
+        pytest.skip("the browser's processes are ended as a group, of POSIX")
     for name in _NAMES:
         path = shutil.which(name)
         if path is not None:

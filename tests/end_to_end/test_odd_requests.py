@@ -12,6 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import pytest
+import zstandard
 
 from bench.processes import child_of
 from d8mesh.apps.status import ask
@@ -177,6 +178,7 @@ def test_a_chat_is_taken_in_chunks_and_compressed(caller: Caller, door: DoorCase
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
     assert caller.say(head("POST", door.path, "Transfer-Encoding: chunked"), chunks).status == 200
     assert caller.ask(door, gzip.compress(body), "Content-Encoding: gzip").status == 200
+    assert caller.ask(door, zstandard.compress(body), "Content-Encoding: zstd").status == 200
 
 
 @each_chat

@@ -31,10 +31,12 @@ from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.processes.web_main import _llm_doors as llm_doors
 from tests.doors.llm_mesh import CHAT as CHAT_MODEL
 from tests.doors.llm_mesh import EMBEDDER, LlmMesh, llm_mesh, machine
-from tests.end_to_end.browser import Pages, Rebinding, browser_path, browsing
+from tests.end_to_end.browser import PAGE_S, Pages, Rebinding, browser_path, browsing
 from tests.end_to_end.processes import PATIENCE_S
 
 JSON: Final = {"Content-Type": "application/json"}
+#: On a loaded machine a page may take long for all its attempts.
+pytestmark = pytest.mark.timeout(2 * PAGE_S)
 #: A type that nobody runs, and a worker that asks for it over REST when a page has it do so.
 TYPE: Final = "kept"
 WORKER: Final = "poller"
@@ -184,7 +186,9 @@ def test_the_pages_try_every_route_of_every_door(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def running() -> Iterator[LlmMesh]:
     browser_path()
-    with llm_mesh(machine(), settings={"D8_ORIGINS": f"http://{FRIEND}:*"}) as made:
+    # The worker that polls is there for as long as a page takes.
+    settings = {"D8_ORIGINS": f"http://{FRIEND}:*", "HEARTBEAT_TIMEOUT": "3600"}
+    with llm_mesh(machine(), settings=settings) as made:
         yield made
 
 
@@ -244,7 +248,13 @@ def port_of(running: LlmMesh) -> int:
 
 def plan(running: LlmMesh, calls: Sequence[dict[str, Any]], *hosts: str) -> dict[str, Any]:
     targets = [f"http://{host}:{port_of(running)}" for host in hosts]
-    return {"targets": targets, "calls": calls, "ways": WAYS, "sockets": SOCKETS}
+    return {
+        "targets": targets,
+        "calls": calls,
+        "ways": WAYS,
+        "sockets": SOCKETS,
+        "patience_ms": 3000,
+    }
 
 
 def came_of_it(found: Sequence[dict[str, Any]]) -> set[str]:
@@ -333,7 +343,8 @@ def test_a_page_that_may_use_the_doors_of_models_may_use_no_others(
 def test_a_page_that_a_door_is_for_can_use_it(running: LlmMesh, pages: Pages, host: str) -> None:
     made = plan(running, LLM_CALLS, "127.0.0.1", "pool")
     ways = {"GET": ["fetch", "xhr"], "POST": ["fetch"], "other": ["fetch"]}
-    path = pages.add_attempts("attempts", made | {"ways": ways, "sockets": []})
+    patient = {"ways": ways, "sockets": [], "patience_ms": 1000 * PATIENCE_S}
+    path = pages.add_attempts("attempts", made | patient)
     with browsing(browser_path(), f"http://{host}:{pages.port}{path}", (FRIEND, "pool")):
         told = pages.report()
     assert {each["seen"] for each in told["found"]} == {"readable"}  # also what is refused

@@ -8,15 +8,20 @@ from typing import Any
 
 import pytest
 
+from d8mesh.backends.backend import ChatRun
+from d8mesh.backends.ollama import OllamaBackend
+from d8mesh.core.protocol.chat import ChatRequest
 from d8mesh.handlers.tracebacks import (
     MAX_ERROR_CHARS,
     MAX_ROW_CHARS,
     MAX_TRACEBACK_CHARS,
     bounded,
     error_text,
+    is_all_ours,
     stack_text,
     traceback_text,
 )
+from tests.ollama_standin import OllamaStandin
 
 
 def raised(handler: Callable[[], Any]) -> BaseException:
@@ -120,3 +125,18 @@ def test_where_a_thread_is_begins_with_its_own_frame() -> None:
     text = stack_text(sys._getframe())
     assert text.startswith("It is at")
     assert "test_where_a_thread_is" in text
+
+
+def test_an_error_that_comes_through_a_with_of_ours_is_ours() -> None:
+    """The frames of `contextlib` stand between ours: that is no handler of somebody else."""
+    request = ChatRequest(messages=({"role": "user", "content": "x"},), options={"top_k": "x"})
+    run = ChatRun(is_cancelled=lambda: False, deadline_s=20.0)
+    with OllamaStandin() as standin:
+        error = raised(lambda: OllamaBackend(standin.url).chat(request, run))
+    assert "must be of type integer" in str(error)
+    assert not is_all_ours(error)  # it came through this test
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    assert trace is not None
+    assert is_all_ours(error.with_traceback(trace))

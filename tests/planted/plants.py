@@ -41,6 +41,7 @@ CLIENT: Final = "tests/core/client/test_session.py::test_"
 DIRECT_CALL: Final = "tests/nodes/test_direct_call.py::test_"
 LINK: Final = "tests/nodes/test_direct_call_link.py::test_"
 SIMULATED: Final = "tests/simulation/test_simulation.py::test_no_history_breaks_a_promise[0]"
+ERASURES: Final = "tests/core/broker/test_erasures.py::test_"
 STORE: Final = "tests/core/broker/test_store.py::test_"
 IN_FLIGHT: Final = "tests/nodes/test_commits_in_flight.py::test_"
 POWER_CUT: Final = (
@@ -72,6 +73,34 @@ PLANTS: Final = (
         "waits=True)",
         "waits=False)",
         WORKER_SESSIONS + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
+    ),
+    Plant(
+        "acknowledge a delivery before what was said is erased",
+        "d8mesh.core.broker.erasures:Erasures.deliver",
+        "state.send(client.peer, Received(message.seq), waits=True)",
+        "state.send(client.peer, Received(message.seq), waits=False)",
+        ERASURES + "what_was_delivered_is_erased_before_that_is_acknowledged",
+    ),
+    Plant(
+        "acknowledge a delivery of which nothing is done",
+        "d8mesh.core.broker.erasures:Erasures.deliver",
+        "if later:",
+        "if later and not message.keep_s:",
+        SIMULATED,
+    ),
+    Plant(
+        "forget over a restart what is to be erased",
+        "d8mesh.edge.sqlite.restore:_counts",
+        'restored.erasures[f"{session}-{n}"] = due_at',
+        "pass",
+        STORE + "what_is_to_be_erased_later_is_known_after_a_restart[journal]",
+    ),
+    Plant(
+        "leave what was erased in the log",
+        "d8mesh.edge.sqlite.journal:Journal._erased",
+        "self._wiper.is_needed = True",
+        "pass",
+        "tests/edge/sqlite/test_texts.py::test_what_was_erased_is_nowhere_in_any_file[0]",
     ),
     Plant(
         "go on with a journal that knows what a failed commit has not written",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import apsw
+from msgspec import structs
 
 from d8mesh.core.broker.store import (
     BatchPayloads,
@@ -34,6 +35,8 @@ from d8mesh.core.protocol.task import (
     Cancelled,
     Closed,
     Completed,
+    Erased,
+    ErasureSet,
     Fact,
     Failed,
     Pruned,
@@ -102,6 +105,8 @@ def record_journal(folder: Path, *, seed: int, commits: int, synchronous: str) -
                 journal = opened()
             journal.append(work.facts())
             recording.acknowledge(work.state)
+            if number % 7 == 0 and journal.needs_wiping:
+                journal.wipe()
     finally:
         journal.close()
         recorder.unregister()
@@ -173,7 +178,7 @@ def _rest_of(restored: Restored, ask: Callable[[Question], StoreAnswer]) -> Stat
             where = list(history.failed_on.elements())
             state[f"trouble {task_id}"] = _trouble(n, history.errors, history.losses, where)
     state |= {f"waited {name}": _told(waited_s) for name, waited_s in restored.waited.items()}
-    return state
+    return state | {f"erase {i}": _told(due_at) for i, due_at in restored.erasures.items()}
 
 
 def record_outbox(folder: Path, *, seed: int, commits: int, synchronous: str) -> Recording:
@@ -280,6 +285,11 @@ class JournalWork:
         self._counts = [0, 0, 0, 0]
         #: worker -> seconds
         self._waited: dict[str, float] = {}
+        #: of tasks that came in by a door: their batch and its tasks' data
+        self._of_door: dict[tuple[str, int, int], tuple[Spec, list[bytes]]] = {}
+        #: task id -> when it is to be erased
+        self._erasures: dict[str, float] = {}
+        self._gone: set[str] = set()
 
     @property
     def state(self) -> State:
@@ -292,7 +302,7 @@ class JournalWork:
         state |= {f"in hand {i}": _told(held[1:]) for i, held in self._held.items()}
         state |= {f"trouble {i}": _trouble(*what) for i, what in self._trouble.items()}
         state |= {f"waited {name}": _told(waited_s) for name, waited_s in self._waited.items()}
-        return state
+        return state | {f"erase {i}": _told(due_at) for i, due_at in self._erasures.items()}
 
     def facts(self) -> list[Fact]:
         """Return some facts as one group commit has them."""
@@ -308,6 +318,8 @@ class JournalWork:
             facts.append(self._came_back())
         if self._doubted and self._dice.random() < 0.3:
             facts.append(self._recounted())
+        if self._dice.random() < 0.4:
+            facts += self._delivered()
         if self._dice.random() < 0.2:
             facts += self._tidy()
         if self._dice.random() < 0.1:
@@ -319,7 +331,10 @@ class JournalWork:
         count, first = dice.randint(1, 20), self._next[session]
         self._next[session] += count
         spec = Spec("echo", dice.randint(1, 10), 3, is_fenced=dice.random() < 0.2)
-        payloads = [dice.randbytes(dice.randint(1, 300)) for _ in range(count)]
+        payloads = [b"\x80" + dice.randbytes(dice.randint(0, 300)) for _ in range(count)]
+        if dice.random() < 0.5:
+            spec = structs.replace(spec, source="ollama 10.0.0.9 a program")
+            self._of_door[session, first, count] = (spec, payloads)
         self._batches[session, first, count] = _digest(spec, payloads)
         self._outcomes |= {f"{session}-{n}": b"" for n in range(first, first + count)}
         self._counts[0] += count
@@ -389,6 +404,30 @@ class JournalWork:
         self._doubted[task_id, attempt] = (worker, not was_loss)
         return Recounted(worker, [task_id], [attempt], not was_loss)
 
+    def _delivered(self) -> list[Fact]:
+        """Some tasks of doors that have ended are erased, or are to be."""
+        ended = [
+            task_id
+            for batch in self._of_door
+            for task_id in _ids(batch)
+            if self._outcomes[task_id] and task_id not in self._gone
+        ]
+        ids = self._dice.sample(ended, min(len(ended), self._dice.randint(0, 10)))
+        if ids and self._dice.random() < 0.3:
+            later = [task_id for task_id in ids if task_id not in self._erasures]
+            self._erasures |= dict.fromkeys(later, 9.0)
+            return [ErasureSet(later, [b"rest"] * len(later), 9.0)]
+        for task_id in ids:
+            self._erasures.pop(task_id, None)
+            self._outcomes[task_id] = self._outcomes[task_id][:1] + b"rest"
+            self._gone.add(task_id)
+        for (session, first, count), (spec, payloads) in self._of_door.items():
+            for n in range(first, first + count):
+                if f"{session}-{n}" in ids:
+                    payloads[n - first] = bytes(len(payloads[n - first]))
+            self._batches[session, first, count] = _digest(spec, payloads)
+        return [Erased(ids, [b"rest"] * len(ids))] if ids else []
+
     def _missed(self) -> WorkersMissed:
         """Some workers are waited for, or none any more."""
         names = self._dice.sample(["worker-1", "worker-2", "worker-3"], self._dice.randint(0, 3))
@@ -409,8 +448,10 @@ class JournalWork:
             facts.append(Pruned(done, 4.0))
             for batch in done:
                 del self._batches[batch]
+                self._of_door.pop(batch, None)
                 for task_id in _ids(batch):
                     del self._outcomes[task_id]
+                    self._erasures.pop(task_id, None)
             gone = {batch[:2] for batch in done}
             self._keys = {key: what for key, what in self._keys.items() if what[1:3] not in gone}
         return facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -13,12 +14,16 @@ from d8mesh.core.client.session import ClientSession
 from d8mesh.core.client.submission import Submission, awaiting
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
+from d8mesh.core.protocol.messages import FINAL_STATES
 from tests.simulation.causes import Wish
+from tests.simulation.safety import REST
 from tests.simulation.wire import Wire
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
+#: What half of all tasks come in by, and so can be erased.
+SOURCE: Final = "ollama 10.0.0.9 simulated"
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuv"
 
 
@@ -98,11 +103,16 @@ class SimClient:
         self.paused_until = 0.0
         self._line = Line(world, self.name)
         self._next = self._keys = 0
+        #: decides what is delivered and where tasks come from
+        self._dice = random.Random(self._line.session_id)
+        #: tasks whose delivery was told to the orchestrator, and is not acknowledged
+        self._delivering: set[str] = set()
 
     @property
     def is_satisfied(self) -> bool:
-        """True when everything submitted has its outcome."""
-        return all(p.refusal or (p.is_accepted and not p.missing) for p in self.submissions)
+        """True when everything submitted has its outcome, and what was delivered is erased."""
+        is_over = all(p.refusal or (p.is_accepted and not p.missing) for p in self.submissions)
+        return is_over and not self._delivering and not self.world.safety.unerased()
 
     def submit(self) -> None:
         """Submit a few tasks of any kind."""
@@ -133,6 +143,7 @@ class SimClient:
             max_attempts=rng.choice((0, 0, 1)),
             is_fenced=rng.random() < 0.1,
             run_at=world.at + rng.random() * 20 if rng.random() < 0.1 else None,
+            source=SOURCE if self._dice.random() < 0.5 else "",
         )
 
     def _submission(self, groups: list[m.Group]) -> Submission:
@@ -168,6 +179,15 @@ class SimClient:
             self.world.safety.note(task_id, "its client asks to cancel it")
             self.world.safety.causes.unwanted.add(task_id)
             self._line.ask("cancel", {"id": task_id})
+            if self._dice.random() < 0.3:  # the cancel may be overtaken, or lost
+                self._deliver(task_id)
+
+    def _deliver(self, task_id: str) -> None:
+        """Have what a task asked and answered erased."""
+        keep_s = self._dice.choice((0.0, 0.0, 4.0))
+        self.world.safety.deliver(task_id)
+        self._delivering.add(task_id)
+        self._line.perform(self._line.session.deliver(task_id, REST, keep_s))
 
     def crash(self) -> None:
         """Die. Another client awaits what was accepted, and sends what has a key again."""
@@ -175,6 +195,7 @@ class SimClient:
         self._line.end()
         self._line.begin()
         self._next = 0
+        self._delivering.clear()
         for submission in submissions:
             if submission.is_accepted:
                 for index in range(submission.count):
@@ -195,6 +216,10 @@ class SimClient:
             return
         self._line.tick()
         self._line.session.check()
+        pending = self._line.session.undelivered()
+        for task_id in sorted(self._delivering - pending):
+            self.world.safety.delivered(task_id)
+        self._delivering &= pending
         outputs, self._line.outputs = self._line.outputs, []
         for output in outputs:
             match output:
@@ -217,6 +242,8 @@ class SimClient:
             if state:
                 task_id, payload = submission.task_id(index), submission.payloads[index]
                 self.world.safety.outcome(task_id, state, payload or b"")
+                if state in FINAL_STATES and self._dice.random() < 0.2:
+                    self._deliver(task_id)
 
 
 class SimPoller:

@@ -10,12 +10,15 @@ from typing import Final, NoReturn
 import msgspec
 
 from d8mesh.core.broker.dispatcher import Dispatcher
+from d8mesh.core.broker.erasures import rest_of
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import (
     Adopted,
     Assigned,
     Cancelled,
     Completed,
+    Erased,
+    ErasureSet,
     Fact,
     Failed,
     Pruned,
@@ -26,6 +29,9 @@ from d8mesh.core.protocol.task import (
 from tests.core.invariants import check
 from tests.simulation.causes import Causes
 
+#: What is kept of a result that was delivered, and what becomes of that.
+REST: Final = msgspec.msgpack.encode({"success": True})
+ERASED: Final = rest_of(REST)
 _ENDS: Final = {Completed: 1, Failed: 2, Cancelled: 3}
 _WORDS: Final = {"completed": 1, "failed": 2, "cancelled": 3}
 
@@ -66,6 +72,12 @@ class Safety:
         self.keys: dict[str, list[str]] = {}
         #: (task id, result) of every success that a handler really produced
         self.produced: set[tuple[str, bytes]] = set()
+        #: tasks that a client says are delivered, those that were so for sure, those that are to be
+        #: erased, and those that are
+        self._deliveries: set[str] = set()
+        self._acknowledged: set[str] = set()
+        self._to_erase: set[str] = set()
+        self._erased: set[str] = set()
         self._home: dict[str, str] = {}
         self._accepted_at: dict[str, float] = {}
         self._current: dict[str, int] = {}
@@ -101,8 +113,36 @@ class Safety:
                 case Pruned():
                     for session, first, count in fact.batches:
                         self.pruned.update(f"{session}-{first + n}" for n in range(count))
+                case ErasureSet():
+                    self._to_erase.update(fact.ids)
+                case Erased():
+                    self._gone(fact)
                 case _:
                     pass
+
+    def _gone(self, fact: Erased) -> None:
+        for task_id in fact.ids:
+            self.note(task_id, "erased")
+            if task_id not in self._deliveries:
+                self.fail(task_id, "was erased and nobody had it delivered")
+            if task_id not in self.outcomes:
+                self.fail(task_id, "was erased and has no outcome")
+            self._erased.add(task_id)
+
+    def deliver(self, task_id: str) -> None:
+        """A client is about to say that this task is delivered."""
+        self._deliveries.add(task_id)
+
+    def delivered(self, task_id: str) -> None:
+        """A client was told that this is on the disk."""
+        self.note(task_id, "its delivery was acknowledged")
+        if not self._to_erase | self._erased | self.pruned >= {task_id}:
+            self.fail(task_id, "its delivery was acknowledged and nothing of it is on disk")
+        self._acknowledged.add(task_id)
+
+    def unerased(self) -> set[str]:
+        """Return what is still to be erased of what was acknowledged as delivered."""
+        return self._acknowledged - self._erased - self.pruned
 
     def _moved(self, name: str, fact: Assigned | Adopted | Requeued | Recounted) -> None:
         for task_id, n in zip(fact.ids, fact.ns, strict=True):
@@ -249,5 +289,7 @@ class Safety:
         elif state == m.UNKNOWN_STATE:
             if task_id in self.accepted:
                 self.fail(task_id, "is said to be unknown and was accepted")
-        elif known != (state, payload):
+        elif known != (state, payload) and not (
+            task_id in self._erased and known is not None and (state, payload) == (known[0], ERASED)
+        ):
             self.fail(task_id, f"its outcome is {known} and was told as {(state, payload)}")

@@ -132,7 +132,7 @@ def refused(refusal: RefusedAnswer, *, is_must: bool) -> D8Error:
     said = _error_text(refusal.body)
     if _TOO_LONG in refusal.body:
         kind = InvalidTaskError if is_must else BackendTooLargeError
-        return kind(f"the prompt is too long for this model here: {said}")
+        return kind(f"longer than the context of the model here: {said}")
     if refusal.status == 400:
         return InvalidTaskError(f"{LLAMA_CPP} cannot answer this: {said}")
     if refusal.status in (429, 503):

@@ -94,7 +94,7 @@ class OllamaBackend:
         temperature: when the task says nothing.
         may_leave_lan: an address outside the LAN may be asked; it counts as cloud.
 
-    Thread: any; each chat has a connection and a reading thread of its own.
+    Thread: any; each chat has a connection of its own.
     """
 
     kind: Final = "ollama"

@@ -18,6 +18,9 @@ _PLACED_FIELDS: Final = frozenset(
      "prompt_eval_duration", "response", "thinking", "tool_calls", "total_duration"}
 )  # fmt: skip
 _PLACED_OF_MESSAGE: Final = frozenset({"role", "content", "thinking", "tool_calls"})
+#: What a line has that holds a text alone.
+_PLAIN_LINE: Final = frozenset({"model", "created_at", "message", "done"})
+_PLAIN_MESSAGE: Final = frozenset({"role", "content"})
 #: Ends of an answer to a request that asked nothing.
 _NO_ANSWER: Final = frozenset({"load", "unload"})
 
@@ -30,9 +33,13 @@ class AnswerLines:
 
     def piece_of(self, answer: Any) -> Piece:
         """Return what a line says; `TypeError` and the like if it is none of an answer."""
+        message = answer.get("message")
+        is_plain = answer.keys() == _PLAIN_LINE and message.keys() == _PLAIN_MESSAGE
+        if is_plain and answer["done"] is False:  # as nearly all are
+            return Piece(text_of(message["content"]))
         if (error := answer.get("error")) is not None:
             raise failed(str(error))
-        message, extra = answer.get("message"), _unknown(answer, _PLACED_FIELDS)
+        extra = _unknown(answer, _PLACED_FIELDS)
         if message is None:  # of a prompt
             said, text = answer, answer["response"]
         else:

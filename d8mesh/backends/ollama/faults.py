@@ -15,6 +15,7 @@ from d8mesh.errors import (
     BackendBusyError,
     BackendError,
     BackendMemoryError,
+    BackendMissingError,
     D8Error,
     InvalidTaskError,
 )
@@ -51,6 +52,8 @@ def refused(refusal: RefusedAnswer) -> D8Error:
     if refusal.status in BUSY:
         return BackendBusyError(f"{SERVICE} is busy ({refusal.reason})")
     error = failed(refusal.reason)
+    if type(error) is BackendError and refusal.status == 404 and _is_said(refusal.body):
+        return BackendMissingError(f"{SERVICE} has no such model ({refusal.reason})")
     if type(error) is BackendError and refusal.status == 400 and _is_said(refusal.body):
         return InvalidTaskError(f"{SERVICE} refuses this ({refusal.reason})")
     return error

@@ -36,6 +36,8 @@ _REASONS: Final = {
 }
 #: Where thoughts stand, in the order in which they are looked for.
 _THOUGHTS: Final = ("reasoning_content", "reasoning")
+#: Where a choice names the stop sequence that ended it: vLLM, SGLang.
+_STOPPED_BY_FIELDS: Final = ("stop_reason", "matched_stop")
 
 
 def events(lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -69,6 +71,8 @@ class Assembly:
         self._calls: dict[int, dict[str, Any]] = {}
         self._reason: FinishReason | None = None
         self._usage, self._timing = Usage(), Timing()
+        #: the stop sequence that ended it, where the service tells, as it came
+        self._stopped_by: dict[str, object] = {}
         self._size = 0
 
     def piece_of(self, answer: Any) -> Piece:
@@ -91,6 +95,9 @@ class Assembly:
         said = first.get("message") if is_whole else first.get("delta")
         said = {"content": first.get("text")} if said is None else said
         self._note_reason(first.get("finish_reason"), is_whole=is_whole)
+        self._stopped_by |= {
+            name: first[name] for name in _STOPPED_BY_FIELDS if isinstance(first.get(name), str)
+        }
         is_going_on = self._add_calls(rows_of(said.get("tool_calls")))
         thoughts = next((said[key] for key in _THOUGHTS if said.get(key)), None)
         return Piece(
@@ -111,7 +118,7 @@ class Assembly:
                 f"{self._provider.title} calls a tool with arguments that are no JSON object"
             ) from error
         ending = Ending(self._reason, self._usage, self._timing)
-        return Piece(tool_calls=calls, ending=ending)
+        return Piece(tool_calls=calls, ending=ending, extra=self._stopped_by)
 
     def _note(self, answer: Mapping[str, Any]) -> None:
         """Keep usage and times, in whatever part they stand."""

@@ -30,6 +30,12 @@ _GROQ_LIMIT: Final = re.compile(
     r"on (tokens|requests) per (minute|day)[^:]*: Limit (\d+)", re.IGNORECASE
 )
 _NOT_IN_TIER: Final = re.compile(r"\blimit: 0\b")
+#: The words of vLLM, llama.cpp's server, LM Studio and OpenAI.
+_TOO_LONG: Final = re.compile(
+    r"maximum context length|exceed_context_size|exceeds? the (?:available |model'?s )?context|"
+    r"context (?:length|window) (?:of|exceeded)|longer than the (?:maximum )?(?:model )?context",
+    re.IGNORECASE,
+)
 _BAD_KEY: Final = re.compile(r"api[_ ]key[_ ](?:not[_ ])?(?:in)?valid|invalid[_ ]api[_ ]key", re.I)
 
 
@@ -69,6 +75,13 @@ class ServiceFault:
     def is_too_large(self) -> bool:
         """This request can never fit."""
         return self.status == 413
+
+    @property
+    def is_too_long(self) -> bool:
+        """The question is longer than the model's context."""
+        return self.code == "context_length_exceeded" or (
+            self.status in (0, 400, 422) and bool(_TOO_LONG.search(f"{self.code} {self.text}"))
+        )
 
     @property
     def is_overload(self) -> bool:

@@ -78,7 +78,7 @@ class OpenAIBackend:
         account: what the key allows; None: there is no bound.
         default_model: runs what asks for a model that is not offered.
 
-    Thread: any; each request has a connection and a reading thread of its own.
+    Thread: any; each request has a connection of its own.
     """
 
     def __init__(
@@ -437,6 +437,10 @@ class OpenAIBackend:
             return BackendTooLargeError(
                 f"this request can never fit into what {title} allows of {model}: lower "
                 f"max_tokens, or ask another model ({text})"
+            )
+        if fault.is_too_long:
+            return InvalidTaskError(
+                f"longer than the context of the model: {title} refuses ({text})"
             )
         if fault.is_limit or fault.is_overload:
             return self._not_now(model, fault, text)

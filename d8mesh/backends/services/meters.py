@@ -135,6 +135,12 @@ class Meters:
         """Return how long loading takes; 0 where that is not known."""
         return self.figures(name).load_s
 
+    def expected_first_s(self, name: str, prompt_tokens: int) -> float:
+        """Return when the first token of one more request should come; 0: nobody knows."""
+        with self._lock:
+            meter = self._meters.get(name)
+            return 0.0 if meter is None else meter.expected_first_s(prompt_tokens)
+
     def figures(self, name: str) -> Figures:
         """Return how a model does now."""
         with self._lock:

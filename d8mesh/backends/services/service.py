@@ -47,6 +47,10 @@ from d8mesh.errors import BackendError, InvalidTaskError
 #: One token of a model that is in memory; one that is not gets what any first token gets, and
 #: the time that loading is known to take.
 CHECK_S: Final = 60.0
+#: A model that is in memory and has a free slot is stuck if its first token takes so many times as
+#: long as its earlier ones; never before so many seconds, for others may have had it unloaded.
+STUCK_TIMES: Final = 10.0
+LEAST_FIRST_TOKEN_S: Final = 30.0
 #: As much of a date, and of the time that a model is kept, as travels.
 MAX_MODIFIED_CHARS: Final = 64
 MOST_KEPT_S: Final = 1e9
@@ -242,7 +246,10 @@ class Service:
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return the answer of this service; see `Backend.chat`."""
         placed, model = self._placed(run, request.models)
-        measured = self._meters.measured(model, prompt_tokens=_tokens_of(request))
+        tokens = _tokens_of(request)
+        if not request.more.get("tools"):  # a call of one comes whole
+            placed = replace(placed, first_token_s=self._first_token_s(model, tokens))
+        measured = self._meters.measured(model, prompt_tokens=tokens)
 
         def hear(piece: Piece) -> None:
             if piece.is_sign_of_life:
@@ -323,6 +330,15 @@ class Service:
             token_gap_s=self._clocks.token_gap_s,
         )
         return placed, model or self.seen.default
+
+    def _first_token_s(self, model: str, prompt_tokens: int) -> float:
+        """Return how long the first token may take: of a loaded model that is known, not long."""
+        most_s = self._clocks.first_token_s
+        expected_s = self._meters.expected_first_s(model, prompt_tokens)
+        if not expected_s or not self.is_loaded(model):
+            return most_s
+        stuck_s = STUCK_TIMES * expected_s + 2 * self._meters.load_s(model)
+        return min(most_s, max(LEAST_FIRST_TOKEN_S, stuck_s))
 
     def _origin(self) -> Origin:
         kind, is_cloud = self.backend.kind, self.backend.is_cloud

@@ -93,6 +93,7 @@ class Streaming:
         """
         tail = self._tails.get(task.id)
         if tail is not None and tail[0] == task.n:
+            self._tails[task.id] = (task.n + 1, 0, [], 0)
             self._send(Stream(task.id, task.n + 1, 0, []))
 
     def forget(self, ids: Iterable[str]) -> None:

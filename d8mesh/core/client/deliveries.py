@@ -43,6 +43,11 @@ class Deliveries:
         if message is not None:
             self._count -= len(message.ids)
 
+    def pending(self) -> set[str]:
+        """Return the tasks that are not acknowledged."""
+        told = {task_id for message, _ in self._sent.values() for task_id in message.ids}
+        return told | {task_id for task_id, _, _ in self._waiting}
+
     def take(self, now: float) -> list[Delivered]:
         """Return what waits, as few messages as can be: a task's rest may be large."""
         messages: list[Delivered] = []

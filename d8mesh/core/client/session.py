@@ -177,6 +177,10 @@ class ClientSession:
         streams = message.streams if isinstance(message, Streams) else (message,)
         return [Heard(each) for each in streams if each.id in self._listening]
 
+    def undelivered(self) -> set[str]:
+        """Return the tasks whose delivery the broker has not on its disk yet."""
+        return self._deliveries.pending()
+
     # ------------------------------------------------------------------- the link
 
     def link_up(self, now: float) -> list[Output]:

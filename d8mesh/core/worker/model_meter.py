@@ -186,6 +186,15 @@ class ModelMeter:
             return reading_s or self._whole_s
         return max(self._first_s, reading_s) if self._first_s else 0.0
 
+    def expected_first_s(self, prompt_tokens: int) -> float:
+        """Return in how many seconds the first token of one more request should come.
+
+        0 where that is not known: it has not answered yet, or may have to wait for a slot.
+        """
+        if not self.gauge.is_known or self.gauge.in_flight >= self.gauge.proved:
+            return 0.0
+        return self._usual_s(SlotRun(0.0, prompt_tokens, True, self.gauge.in_flight))
+
     def _is_silent(self, seen: SlotRun, now: float) -> bool:
         """Tell whether nothing at all was heard while this request waited."""
         waited_s = now - seen.began

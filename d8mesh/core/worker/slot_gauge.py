@@ -1,9 +1,9 @@
 """How many requests a model answers at the same time: found out by trying, for no service tells.
 
-While all the slots that are known are taken one more is offered, of many slots several at once until
-a bound was seen; before the first answer only while they are generating, for the model may be
-loading. Whether that was one too many shows by its first
-token: it comes while all the others still generate, or only after one of them has ended, and late.
+While all the slots that are known are taken one more is offered, of many slots several at once
+until a bound was seen; before the first answer only while they are generating, for the model may be
+loading. Whether that was one too many shows by its first token: it comes while all the others still
+generate, or only after one of them has ended, and late.
 """
 
 from __future__ import annotations

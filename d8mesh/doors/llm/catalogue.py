@@ -24,6 +24,9 @@ KNOWN_S: Final = 1.0
 MISSED_S: Final = 0.1
 #: The broker answers in milliseconds; while it is away the last known is told after so long.
 CATALOGUE_ASK_S: Final = 3.0
+#: How long a worker may take to tell of a change that it has made, and how often it is looked for.
+SEEN_CHANGE_S: Final = 3.0
+CHANGE_LOOK_S: Final = 0.05
 _NOTHING_TOLD: Final[Mapping[str, Any]] = MappingProxyType({})
 _decode: Final = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
@@ -161,6 +164,15 @@ class ModelCatalogue:
     def forget(self) -> None:
         """Ask anew: something has just been changed."""
         self._told_at = -math.inf
+
+    async def see(self, name: str, *, is_there: bool) -> None:
+        """Wait, a short time at most, until a model that was changed is seen to be so."""
+        until = time.monotonic() + SEEN_CHANGE_S
+        while time.monotonic() < until:
+            self.forget()
+            if (await self.find(name) is not None) is is_there:
+                return
+            await asyncio.sleep(CHANGE_LOOK_S)
 
     async def _fresh(self, age_s: float) -> _ToldModels:
         """Return what is known, not older than `age_s` unless the broker is away."""

@@ -98,10 +98,8 @@ class ChangeCalls:
         ]
         if not tasks:
             raise ForbiddenError(f"no machine that has {asked.model} lets the mesh delete it")
-        try:
-            await self._chats.whole(caller_of(request, OLLAMA_DOOR), tasks)
-        finally:
-            self._catalogue.forget()
+        await self._chats.whole(caller_of(request, OLLAMA_DOOR), tasks)
+        await self._catalogue.see(asked.model, is_there=False)
         return Response(b"")
 
     async def copy(self, request: Request) -> Response:

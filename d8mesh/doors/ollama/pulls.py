@@ -127,7 +127,7 @@ class Pulls:
         follower = PullFollower()
         followed = FollowedTask(group, follower)
         self._mesh.followed.submit([followed], is_heard=True)
-        coming = follower.lines()
+        coming = self._lines(follower, name)
         try:
             line = await anext(coming)
             if not is_streamed:
@@ -135,11 +135,22 @@ class Pulls:
         except BaseException:
             self._mesh.followed.cancel_soon(followed)
             raise
-        finally:
-            self._catalogue.forget()
-        if not is_streamed:
-            return answer(line)
-        return Response(self._written(line, coming, followed), content_type=NDJSON_TYPE)
+        if is_streamed:
+            written = self._written(line, coming, followed)
+            response = Response(written, content_type=NDJSON_TYPE)
+        else:
+            response = answer(line)
+        response.headers["X-D8-Task"] = followed.id
+        return response
+
+    async def _lines(
+        self, follower: PullFollower, name: str
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the lines of a pull; who has read its success can ask the model."""
+        async for line in follower.lines():
+            if line["status"] == SUCCESS:
+                await self._catalogue.see(name, is_there=True)
+            yield line
 
     async def _written(
         self,
@@ -155,7 +166,6 @@ class Pulls:
             yield line_of({"error": error_text(error)})
         finally:
             self._mesh.followed.cancel_soon(followed)
-            self._catalogue.forget()
 
     async def _target(self, caller: Caller, name: str) -> KnownService:
         """Return the machine that has most room of those that are there.

@@ -21,6 +21,8 @@ from d8mesh.http.origins import no_origin
 from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request
 from d8mesh.nodes.client.aio.node import AsyncNode
 
+#: Of a body of which nothing is read: it is refused for what it is, not for its size.
+UNREAD_BYTES: Final = 2**63
 #: Paths whose errors are told in Ollama's form; the others below /api are those of REST.
 OLLAMA_PATHS: Final = (
     "/", "/api/blobs", "/api/chat", "/api/copy", "/api/create", "/api/delete", "/api/embed",
@@ -51,7 +53,7 @@ def ollama_door(
     taken = partial(HttpRoute, takes=None, decodes=True, ends_with_caller=True)
     post, delete = partial(taken, method="POST"), partial(taken, method="DELETE")
     much = partial(post, max_body_bytes=MAX_BODY_BYTES)
-    unread = partial(post, is_streamed=True)
+    unread = partial(post, is_streamed=True, max_body_bytes=UNREAD_BYTES)
     routes = (
         get("/", lists.root),
         get("/api/version", lists.version),

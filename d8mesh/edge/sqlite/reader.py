@@ -123,10 +123,9 @@ class Reader:
         first, spec, payloads = found
         ended = covering(self._db, "outcomes", row, "state")
         state = FINAL_STATES[ended[0]] if ended else None
-        payload = _payloads(payloads)[row - first]
-        is_gone = is_erased(payload)
-        told = b"" if is_gone else payload
-        return store.TaskDetails(_spec(spec), told, self._past(row), state, is_gone)
+        told, payload = _spec(spec), _payloads(payloads)[row - first]
+        is_gone = bool(told.source) and is_erased(payload)
+        return store.TaskDetails(told, b"" if is_gone else payload, self._past(row), state, is_gone)
 
     def _prunable(self, question: store.PrunableBatches) -> store.OldBatches:
         old = store.OldBatches([])

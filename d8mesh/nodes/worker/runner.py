@@ -225,7 +225,9 @@ class WorkerRunner:
         slots, session, bell = self._slots, self.session, self._bell
         due = min(session.next_deadline(), self._next_watch)
         bell.is_asleep = True
-        has_work = slots.ended or slots.pieces or self._inbox or self._new_links or self._lone
+        if slots.pieces:
+            due = min(due, slots.pieces_due)
+        has_work = slots.ended or self._inbox or self._new_links or self._lone
         wait_s = 0.0 if has_work else max(0.0, due - time.monotonic())
         self._loop.wait(wait_s)
         bell.is_asleep = False
@@ -244,7 +246,8 @@ class WorkerRunner:
                 self._receive(frame, key, now)
         if self._lone is not None:
             self._run_lone()
-        self._take_pieces()
+        if slots.pieces and now >= slots.pieces_due:
+            self._take_pieces()
         if now >= self._next_watch:
             running = slots.running()
             self._next_watch = now + (WATCH_S if running else IDLE_WATCH_S)

@@ -38,6 +38,9 @@ BUSY_PAUSE_S: Final = 1.0
 #: Partial output that waits for the I/O thread; beyond it `emit` waits, but no longer than this.
 MAX_WAITING_PIECES_BYTES: Final = 16 * 1024 * 1024
 MAX_EMIT_S: Final = 1.0
+#: Partial output goes together with what came within so long after the last; the first piece of an
+#: attempt goes at once.
+PIECES_TOGETHER_S: Final = 0.004
 #: A type is quick when so many attempts in a row took no longer than this.
 QUICK_S: Final = 0.001
 QUICK_IN_A_ROW: Final = 20
@@ -116,15 +119,14 @@ class Context:
     def pass_on(self, payload: bytes) -> None:
         """Send partial output that is packed already."""
         attempt, slots = self._attempt, self._slots
-        is_heard = attempt.is_listened or attempt.id in slots.listened
+        is_heard, is_due = attempt.is_listened or attempt.id in slots.listened, False
         with slots.emitting:  # its number is its place, whatever threads emit
             if is_heard:
                 slots.emitting.wait_for(slots.has_room_for_pieces, MAX_EMIT_S)
                 piece = (attempt.link, attempt.id, attempt.token, self._chunks, payload)
-                slots.pieces.append(piece)
-                slots.pieces_bytes += len(payload)
+                is_due = slots.add_piece(piece, is_first=self._chunks == 0)
             self._chunks += 1
-        if is_heard:
+        if is_heard and is_due:
             slots.bell.ring()
 
     def on_cancel(self, call: Callable[[], None]) -> Callable[[], None]:
@@ -155,6 +157,8 @@ class Slots:
         self.ended: deque[Ended] = deque()
         self.pieces: deque[OutputPiece] = deque()
         self.pieces_bytes = 0
+        #: when those that wait are to go, and when the last ones went (monotonic seconds)
+        self.pieces_due = self._pieces_sent = 0.0
         #: guards the pieces; notified when they have been taken
         self.emitting = threading.Condition(threading.Lock())
         self.aborted = Aborted()
@@ -246,6 +250,23 @@ class Slots:
         else:
             self.listened.difference_update(task_ids)
 
+    def add_piece(self, piece: OutputPiece, *, is_first: bool) -> bool:
+        """Have partial output wait for the I/O thread; `emitting` is held.
+
+        Args:
+            is_first: of its attempt: it goes at once.
+
+        Returns:
+            Whether that thread must be told: it does not know of any piece, or thinks it has time.
+        """
+        is_news = is_first or not self.pieces
+        if is_news:
+            due = 0.0 if is_first else self._pieces_sent + PIECES_TOGETHER_S
+            self.pieces_due = min(due, self.pieces_due) if self.pieces else due
+        self.pieces.append(piece)
+        self.pieces_bytes += len(piece[4])
+        return is_news
+
     def has_room_for_pieces(self) -> bool:
         """Tell whether partial output may wait here; `emitting` is held."""
         return self.pieces_bytes < MAX_WAITING_PIECES_BYTES
@@ -256,6 +277,7 @@ class Slots:
             taken = list(self.pieces)
             self.pieces.clear()
             self.pieces_bytes = 0
+            self._pieces_sent = time.monotonic()
             self.emitting.notify_all()
         return taken
 

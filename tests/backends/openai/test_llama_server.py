@@ -24,7 +24,7 @@ from d8mesh.backends.openai import servers_of
 from d8mesh.backends.openai.service import OpenAIBackend
 from d8mesh.config import Config
 from d8mesh.core.protocol.chat import ChatRequest, FinishReason, Piece, Prompt
-from d8mesh.errors import BackendError, TaskCancelledError
+from d8mesh.errors import BackendError, InvalidTaskError, TaskCancelledError
 
 if not has_runtime() or weights_file() is None:
     pytest.skip(f"no real model here: {GET_RUNTIME}; {GET_WEIGHTS}", allow_module_level=True)
@@ -137,7 +137,7 @@ def test_who_cancels_stops_it_at_once(backend: OpenAIBackend) -> None:
 
 def test_a_prompt_that_is_too_long_fails_with_the_servers_words(backend: OpenAIBackend) -> None:
     asked = ({"role": "user", "content": "word " * 3000},)
-    with pytest.raises(BackendError, match="context"):
+    with pytest.raises(InvalidTaskError, match="longer than the context of the model"):
         backend.chat(ChatRequest(messages=asked), run_of())
 
 

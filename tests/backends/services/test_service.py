@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from d8mesh.backends.backend import ModelInfo
+from d8mesh.backends.backend import ChatRun, ModelInfo
 from d8mesh.backends.services import RequestClocks, Service
-from d8mesh.core.protocol.chat import Ending, Piece, Timing, Usage
+from d8mesh.backends.services.service import LEAST_FIRST_TOKEN_S
+from d8mesh.core.protocol.chat import ChatRequest, Completion, Ending, Piece, Timing, Usage
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.messages import Budget, Placement, Services
 from d8mesh.edge.network import machine_id
@@ -137,6 +138,38 @@ def test_each_request_gets_the_clocks_of_the_settings(scene: Scene) -> None:
     (run,) = scene.backend.asked
     assert (run.first_token_s, run.token_gap_s, run.placement) == (7.0, 3.0, placement)
     assert scene.service.offered().models[1].requests == 1
+
+
+def test_the_first_token_of_a_model_that_is_known_and_loaded_may_not_take_so_long() -> None:
+    times = [100.0]
+
+    class Slow(ScriptedBackend):
+        def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
+            times[0] += 0.5
+            return super().chat(request, run)
+
+    backend = Slow(URL, up("a", url=URL))
+    clocks = RequestClocks(first_token_s=300.0)
+    service = Service(backend, clocks=clocks, clock=lambda: times[0])
+    service.look()
+    service.chat(question("a"), run_at())  # nothing is known of it
+    service.chat(question("a"), run_at())
+    long = ChatRequest(messages=({"role": "user", "content": "x" * 4 * 4000},), model="a")
+    service.chat(long, run_at())  # it reads a hundred tokens a second
+    tools = replace(question("a"), more={"tools": [{}]})
+    service.chat(tools, run_at())  # a call comes whole
+    waited = [run.first_token_s for run in backend.asked]
+    assert waited[:2] == [300.0, LEAST_FIRST_TOKEN_S]
+    assert waited[2:] == [300.0, 300.0]
+    backend.waits = release = threading.Event()
+    busy = threading.Thread(target=lambda: service.chat(question("a"), run_at()), daemon=True)
+    busy.start()
+    until(lambda: len(backend.asked) == 5, "the request")
+    backend.waits = None
+    service.chat(question("a"), run_at())  # it may have to wait for the other's slot
+    release.set()
+    busy.join(30)
+    assert backend.asked[5].first_token_s == 300.0
 
 
 def test_a_model_that_failed_is_paused_until_it_answers_a_small_question(scene: Scene) -> None:

@@ -547,13 +547,16 @@ def test_what_was_delivered_in_one_turn_is_one_message_said_again_until_it_is_ac
     for n in range(3):
         assert session.deliver(f"{SESSION}-{n}", b"\x80", 0.0) == []
     assert session.is_bound
+    assert session.undelivered() == {f"{SESSION}-{n}" for n in range(3)}
     (told,) = sent(session.tick(0.1), Delivered)
     assert told.ids == [f"{SESSION}-{n}" for n in range(3)]
     assert sent(session.tick(0.2), Delivered) == []
     assert sent(session.receive(Beat(1), 5.0) + session.tick(5.0), Delivered) == []
     session.receive(Beat(1), 0.1 + RESEND_S)
     assert sent(session.tick(0.1 + RESEND_S), Delivered) == [told]
+    assert session.undelivered() == set(told.ids)
     session.receive(Received(told.seq), 10.2)
+    assert not session.undelivered()
     assert not session.is_bound
 
 

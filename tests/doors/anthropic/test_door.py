@@ -242,6 +242,53 @@ def test_an_answer_can_be_parsed(client: anthropic.Anthropic) -> None:
     assert isinstance(json.loads(text_of(message))["n"], int)
 
 
+def test_a_coding_agents_request_is_taken_as_it_sends_it(mesh: LlmMesh) -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+    call = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": "the sky"}}
+    result = {
+        "type": "tool_result",
+        "tool_use_id": "toolu_1",
+        "content": [{"type": "text", "text": "blue"}],
+    }
+    body = asked(
+        system=[
+            {"type": "text", "text": "You are an agent."},
+            {"type": "text", "text": "x", **mark},
+        ],
+        messages=[
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "<reminder>"},
+                    {"type": "text", "text": "Go."},
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": [{"type": "thinking", "thinking": "Hm.", "signature": "s"}, call],
+            },
+            {
+                "role": "user",
+                "content": [result | mark, {"type": "text", "text": "Please say 12 words"}],
+            },
+        ],
+        tools=[TOOL | mark, TOOL | {"name": "go", "type": "custom", "strict": True}],
+        thinking={"type": "adaptive"},
+        output_config={"effort": "high"},
+        context_management={"edits": []},
+        metadata={"user_id": "u"},
+        max_tokens=32_000,
+        stream=True,
+    )
+    told = mesh.post(f"{MESSAGES}?beta=true", body, headers={"anthropic-beta": "a,b"})
+    events = events_of(told.body)
+    assert events[-1]["type"] == "message_stop"
+    assert told.headers["x-d8-ignored"] == "context_management, metadata"
+    (sent,) = chats(mesh)
+    roles = ["system", "user", "assistant", "tool", "user"]
+    assert [message["role"] for message in sent["messages"]] == roles
+
+
 # ---------------------------------------------------------------------------------- errors
 
 

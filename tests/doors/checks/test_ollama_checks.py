@@ -35,6 +35,8 @@ from tests.standin.calls import Answered
 from tests.standin.faults import Kind
 from tests.standin.machine import Model
 
+#: Tasks that the small pool takes.
+QUEUE = 6
 #: Models for tests with faults.
 FRESH = 40
 #: Two names for one content, of which each machine knows another.
@@ -210,6 +212,31 @@ def test_check_09_it_is_streamed_unless_the_body_says_no(mesh: LlmMesh) -> None:
     assert whole.json["done"] is True
     prompt = {"model": CHAT, "prompt": "say 5 words", "stream": False}
     assert mesh.post("/api/generate", prompt).json["response"] == said(5)
+
+
+def test_check_10_a_model_is_let_go_of_on_every_machine(
+    mesh: LlmMesh, client: ollama.Client, model: str
+) -> None:
+    loaded = client.generate(model, "")
+    assert (loaded.response, loaded.done, loaded.done_reason) == ("", True, "load")
+    assert sum(model in each.loaded for each in mesh.standins) == 1
+    with ThreadPoolExecutor(12) as threads:  # so many that both machines load it
+        for call in [
+            threads.submit(mesh.post, "/api/chat", question(20, model)) for _ in range(12)
+        ]:
+            assert call.result().status == 200
+    until(lambda: model in str(mesh.get("/api/ps").json), "the list of what is loaded")
+    answered = mesh.post("/api/generate", {"model": model, "keep_alive": 0})
+    assert answered.headers["content-type"] == "application/json"
+    told = answered.json
+    assert told.pop("created_at")
+    assert told == {"model": model, "response": "", "done": True, "done_reason": "unload"}
+    assert not any(model in each.loaded for each in mesh.standins)
+    until(lambda: model not in str(mesh.get("/api/ps").json), "the list of what is loaded")
+    assert mesh.post("/api/chat", {"model": model, "keep_alive": 0}).json["message"] == {
+        "role": "assistant",
+        "content": "",
+    }
 
 
 def test_check_11_an_unknown_model_is_not_found_at_once(
@@ -432,3 +459,38 @@ def test_check_39_a_pull_of_what_is_there_ends_in_success(
     assert client.pull(CHAT).status == "success"
     assert [each.status for each in client.pull(CHAT, stream=True)][-1] == "success"
     assert not any(each.counters.requests["/api/pull"] for each in mesh.standins)
+
+
+# ------------------------------------------------------------------------- a small machine
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[LlmMesh]:
+    with llm_mesh(machine(num_parallel=1), settings={"TASK_QUEUE_SIZE": str(QUEUE)}) as made:
+        yield made
+
+
+def test_check_20_six_requests_at_a_machine_of_one_slot_all_end(small: LlmMesh) -> None:
+    with ThreadPoolExecutor(6) as threads:
+        calls = [
+            threads.submit(small.post, "/api/chat", question(10, stream=n % 2 == 0))
+            for n in range(6)
+        ]
+        answers = [call.result() for call in calls]
+    assert [each.status for each in answers] == [200] * 6
+    assert small.standins[0].ollama.machine.running_max[CHAT] == 1
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_check_36_a_full_pool_says_when_to_come_again(small: LlmMesh, is_streamed: bool) -> None:
+    body = question(40, stream=is_streamed)
+    with ThreadPoolExecutor(3 * QUEUE) as threads:
+        calls = [threads.submit(small.post, "/api/chat", body) for _ in range(3 * QUEUE)]
+        answers = [call.result() for call in calls]
+    refused = [each for each in answers if each.status != 200]
+    assert QUEUE <= len(answers) - len(refused) < len(answers)
+    for each in refused:
+        assert each.status == 503
+        assert 0 < int(each.headers["retry-after"]) <= 120
+        assert error_of(each).startswith("server busy, please try again.  maximum pending")
+    assert small.post("/api/chat", body).status == 200

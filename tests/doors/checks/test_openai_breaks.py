@@ -1,4 +1,4 @@
-"""Check 18: an answer that breaks at OpenAI's door never looks complete.
+"""Checks 18, 19 and 21: an answer that breaks at OpenAI's door never looks complete.
 
 Each test has a model of its own: one that failed is left alone for a while.
 """
@@ -26,7 +26,7 @@ from tests.standin.machine import Model
 
 SAID = "You asked: hello there"
 BREAKS = (Kind.CUT, Kind.NO_DONE, Kind.ERROR_LINE, Kind.STALL)
-OTHERS = ("sync", "async", "moves", "text")
+OTHERS = ("sync", "async", "moves", "text", "ends", "silent")
 NINE: list[dict[str, Any]] = [{"role": "user", "content": "say 9 words"}]
 
 
@@ -103,3 +103,32 @@ def test_check_18_a_whole_answer_moves_to_another_machine(mesh: LlmMesh) -> None
         answered = chat_sent(mesh, model="moves:1b")
         assert answered.status == 200, answered.body
         assert answered.json["choices"][0]["message"]["content"] == SAID
+
+
+@pytest.mark.slow  # ten seconds in which another machine might have come
+def test_check_19_a_whole_answer_that_no_machine_ends_is_an_error_that_says_why(
+    mesh: LlmMesh,
+) -> None:
+    break_all(mesh, Kind.NO_DONE, "ends:1b", after=2)
+    sent: list[object] = []
+    http = openai.DefaultHttpxClient(event_hooks={"request": [sent.append]})
+    with official(mesh, http_client=http) as client:
+        with pytest.raises(openai.InternalServerError) as raised:
+            client.chat.completions.create(model="ends:1b", messages=HELLO)
+    assert raised.value.status_code == 502
+    assert raised.value.type == "server_error"
+    assert "task" in str(raised.value)
+    assert len(sent) == 1  # the mesh has tried again itself
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_check_21_a_silent_machine_costs_seconds_and_another_answers(
+    mesh: LlmMesh, is_streamed: bool
+) -> None:
+    mesh.standins[0].fault(Kind.SILENT, "silent:1b", times=1)
+    for _ in range(2):
+        answered = chat_sent(mesh, model="silent:1b", stream=is_streamed)
+        if is_streamed:
+            assert text_of(events_of(answered)[:-1]) == SAID
+        else:
+            assert answered.json["choices"][0]["message"]["content"] == SAID

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import openai
 import pytest
+import zstandard
 from openai.types.responses import Response, ResponseFunctionToolCall
 from pydantic import BaseModel
 
@@ -194,3 +195,36 @@ def test_a_stream_that_breaks_ends_as_failed(mesh: LlmMesh, client: openai.OpenA
     assert [event.type for event in said_before].count("response.output_text.delta") == 3
     numbers = [event.sequence_number for event in (*said_before, last)]
     assert numbers == list(range(len(numbers)))
+
+
+def test_a_coding_agents_request_is_taken_as_it_sends_it(mesh: LlmMesh) -> None:
+    """Compressed, with tools that only OpenAI has, and fields that mean nothing here."""
+    said = [{"type": "input_text", "text": ASKS}]
+    body = asked(
+        instructions="You are a coding agent.",
+        input=[
+            {
+                "type": "message",
+                "role": "developer",
+                "content": [{"type": "input_text", "text": "x"}],
+            },
+            {"type": "message", "role": "user", "content": said},
+        ],
+        tools=[TOOL, {"type": "custom", "name": "apply_patch"}, {"type": "web_search"}],
+        tool_choice="auto",
+        parallel_tool_calls=False,
+        reasoning=None,
+        store=False,
+        stream=True,
+        include=["reasoning.encrypted_content"],
+        prompt_cache_key="c0ffee",
+    )
+    packed = zstandard.compress(json.dumps(body).encode())
+    headers = {"Content-Encoding": "zstd", "Content-Type": "application/json"}
+    told = mesh.post(RESPONSES, packed, headers=headers)
+    assert told.status == 200
+    last = events_of(told.body)[-1]
+    assert last["type"] == "response.completed"
+    assert last["response"]["output"][0]["content"][0]["text"] == TWELVE
+    assert {"prompt_cache_key", "tools[1]: custom"} <= set(told.headers["x-d8-ignored"].split(", "))
+    assert [each["function"]["name"] for each in last_chat(mesh)["tools"]] == ["look"]

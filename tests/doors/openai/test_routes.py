@@ -112,10 +112,12 @@ def test_what_is_not_asked_is_left_to_the_model(mesh: LlmMesh) -> None:
 
 
 def test_a_task_is_listed_with_its_door_and_its_caller(mesh: LlmMesh) -> None:
-    task_id = chat_sent(mesh).headers["x-d8-task"]
-    (task,) = [each for each in mesh.tasks() if each["task_id"] == task_id]
-    assert task["priority"] == 8
-    assert task["status"] == "completed"
+    answered = mesh.post("/v1/chat/completions", BODY, headers={"User-Agent": "curious/1.0"})
+    task_id = answered.headers["x-d8-task"]
+    listed = mesh.get("/api/tasks?door=openai").json["tasks"]
+    (task,) = [each for each in listed if each["task_id"] == task_id]
+    assert (task["door"], task["priority"], task["status"]) == ("openai", 8, "completed")
+    assert task["caller"] == "127.0.0.1 curious/1.0"
 
 
 def test_likelihoods_are_told_whole_and_streamed(mesh: LlmMesh) -> None:
@@ -205,11 +207,15 @@ def test_a_caller_that_leaves_ends_the_model(mesh: LlmMesh) -> None:
     standin.wait_until(lambda: bool(standin.counters.cancelled))
 
 
-def test_what_is_wrong_at_the_model_is_told_in_openais_form(mesh: LlmMesh) -> None:
-    answered = chat_sent(mesh, truncate=False, options={"mirostat": "x"})
-    assert answered.status in (200, 400, 502), answered.body
-    if answered.status != 200:
-        refused(answered, answered.status)
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_what_the_model_itself_refuses_is_a_bad_request_that_names_the_task(
+    mesh: LlmMesh, is_streamed: bool
+) -> None:
+    answered = chat_sent(mesh, options={"top_k": "x"}, stream=is_streamed)
+    error = refused(answered, 400)
+    assert error["type"] == "invalid_request_error"
+    assert "must be of type integer" in error["message"]
+    assert answered.headers["x-d8-task"] in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
 // Makes every attempt of the plan, each in every way that a page has, and reports what came of it.
 "use strict";
 
-const PATIENCE_MS = 2000;
-
 /** What a page can find out: readable (it saw an answer), opened, loaded, sent, refused, nothing. */
-async function within(attempt) {
+async function within(attempt, patienceMs) {
   const ending = new AbortController();
   const made = [];
-  const late = new Promise((resolve) => setTimeout(() => resolve({ seen: "nothing" }), PATIENCE_MS));
+  const late = new Promise((resolve) => setTimeout(() => resolve({ seen: "nothing" }), patienceMs));
   const found = await Promise.race([attempt(ending.signal, made), late]).catch(
     (error) => ({ seen: "refused", why: String(error) }));
   // What goes on would keep one of the few connections that a browser has to a host.
@@ -123,7 +121,7 @@ const WAYS = {
 async function main(plan) {
   const attempts = (target, call, ways) => ways.map(async (way) => ({
     target, way, method: call.method, path: call.path,
-    ...await within((signal, made) => WAYS[way](call, target + call.path, signal, made)),
+    ...await within((signal, made) => WAYS[way](call, target + call.path, signal, made), plan.patience_ms),
   }));
   const found = [];
   for (const target of plan.targets) {
