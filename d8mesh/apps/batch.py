@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import ExitStack
@@ -45,6 +46,7 @@ ALL_AT_ONCE: Final = LinesAtOnce(lines=10**9, size_bytes=10**15)
 REASON_ANSWER_S: Final = 2.0
 #: Models of the input that are looked for before anything is sent.
 LOOKED_FOR: Final = 16
+_NUMBERS: Final = re.compile(r"\d+")
 BATCH_COMMAND: Final = "batch"
 
 
@@ -279,8 +281,9 @@ class _BatchRunning:
                 reason = str(told.get("reason") or "")
             except D8Error as error:
                 reason = str(error)
-            if reason and reason not in reasons:
-                reasons.add(reason)
+            kind = _NUMBERS.sub("", reason)  # how many wait before it changes all the time
+            if reason and kind not in reasons:
+                reasons.add(kind)
                 progress.why(reason)
 
     # ------------------------------------------------------------------------ the end

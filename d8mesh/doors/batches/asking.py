@@ -33,6 +33,8 @@ from d8mesh.nodes.client.wishes import wish_of
 
 #: Of data that is submitted at once; one task may have more, and then goes alone.
 GROUP_PART_BYTES: Final = MAX_FRAME_BYTES // 4
+#: Of data that the orchestrator has not on its disk yet: it is held here until then.
+UNACCEPTED_BYTES: Final = 8 * 1024 * 1024
 #: How long until a refused group is submitted again: a full disk or queue lasts longer.
 RESUBMIT_S: Final = 2.0
 #: Tasks that are cancelled at once.
@@ -130,8 +132,9 @@ class _GroupPart:
 class _SentGroup:
     """A part of a group that is under way."""
 
-    group: LineGroup
     part: _GroupPart
+    #: lines of which the end is handed on
+    wanted: frozenset[int]
     submission: Submission
     #: done when all its tasks have ended; failed when nothing can come any more
     over: asyncio.Future[None]
@@ -164,7 +167,7 @@ class Asking:
         self._priority, self._source = priority, source
         self._ended: deque[EndedLine] = deque()
         self._sent: set[_SentGroup] = set()
-        self._lines = self._bytes = 0
+        self._lines = self._bytes = self._unaccepted_bytes = 0
         #: something has ended, or everything has
         self._changed = asyncio.Event()
         self._has_room = asyncio.Event()
@@ -220,11 +223,18 @@ class Asking:
     async def _feed(self, groups: AsyncIterator[LineGroup]) -> None:
         async for group in groups:
             await self._send(group)
-            while not self._is_stopped and (
-                self._lines >= self._window.lines or self._bytes >= self._window.size_bytes
-            ):
+            while self._is_full and not self._is_stopped:
                 self._has_room.clear()
                 await self._has_room.wait()
+
+    @property
+    def _is_full(self) -> bool:
+        window = self._window
+        return (
+            self._lines >= window.lines
+            or self._bytes >= window.size_bytes
+            or self._unaccepted_bytes >= UNACCEPTED_BYTES
+        )
 
     async def _send(self, group: LineGroup) -> None:
         """Submit a group, in parts if it is very large; lines without tasks have ended."""
@@ -233,7 +243,7 @@ class Asking:
             tasks, error = ([], line.error) if line.error else _payloads(line)
             ended = EndedLine(line.number, line.custom_id, line.form, error, missing=len(tasks))
             if not tasks:
-                self._end(group, ended)
+                self._end(group.wanted, ended)
                 continue
             size = sum(len(payload) for _, _, payload in tasks)
             if part.size_bytes and part.size_bytes + size > GROUP_PART_BYTES:
@@ -251,10 +261,11 @@ class Asking:
         """Submit a part of a group, and follow it."""
         submission = await self._node.enqueue(part.groups, None, key=part.key)
         over = self._node.loop.create_future()
-        sent = _SentGroup(group, part, submission, over, len(part.places))
+        sent = _SentGroup(part, group.wanted, submission, over, len(part.places))
         self._sent.add(sent)
         self._lines += part.line_count
         self._bytes += part.size_bytes
+        self._unaccepted_bytes += part.size_bytes
         following = asyncio.create_task(self._follow(sent), name="d8-group")
         self._following.add(following)
         following.add_done_callback(self._followed)
@@ -273,8 +284,12 @@ class Asking:
     async def _follow(self, sent: _SentGroup) -> None:
         """Return when all of it has ended."""
         try:
-            await self._accepted(sent)
-            sent.part.groups = []
+            try:
+                await self._accepted(sent)
+            finally:
+                sent.part.groups = []
+                self._unaccepted_bytes -= sent.part.size_bytes
+                self._has_room.set()
             for index in range(len(sent.part.places)):
                 if sent.submission.is_known(index):
                     self._note(sent, index)
@@ -287,7 +302,7 @@ class Asking:
         except TaskRejectedError as error:
             for line in dict.fromkeys(line for line, _, _ in sent.part.places):
                 line.error, line.ends = error, []
-                self._end(sent.group, line)
+                self._end(sent.wanted, line)
         finally:
             self._sent.discard(sent)
             self._lines -= sent.part.line_count
@@ -328,13 +343,13 @@ class Asking:
         submission.payloads[index] = None  # from here on it is the line's
         line.missing -= 1
         if not line.missing:
-            self._end(sent.group, line)
+            self._end(sent.wanted, line)
         sent.left -= 1
         if not sent.left and not sent.over.done():
             sent.over.set_result(None)
 
-    def _end(self, group: LineGroup, line: EndedLine) -> None:
-        if line.number in group.wanted:
+    def _end(self, wanted: frozenset[int], line: EndedLine) -> None:
+        if line.number in wanted:
             self._ended.append(line)
             self._changed.set()
 
