@@ -15,6 +15,7 @@ from d8mesh.core.client.submission import Submission, awaiting
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.core.protocol.messages import FINAL_STATES
+from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY
 from tests.simulation.causes import Wish
 from tests.simulation.safety import REST
 from tests.simulation.wire import Wire
@@ -134,16 +135,19 @@ class SimClient:
             world.counts.tasks += 1
             payloads.append(msgspec.msgpack.encode(f"task {world.counts.tasks}"))
         kind, model = self.kinds[world.counts.tasks % len(self.kinds)]
+        priority = rng.randint(1, 10)
+        # Who waits at a screen is told of failures sooner, which is no promise.
+        is_of_door = self._dice.random() < 0.5 and priority < INTERACTIVE_PRIORITY
         return m.Group(
             kind,
-            rng.randint(1, 10),
+            priority,
             payloads,
             model,
             deadline_s=rng.uniform(1, 60) if rng.random() < 0.1 else None,
             max_attempts=rng.choice((0, 0, 1)),
             is_fenced=rng.random() < 0.1,
             run_at=world.at + rng.random() * 20 if rng.random() < 0.1 else None,
-            source=SOURCE if self._dice.random() < 0.5 else "",
+            source=SOURCE if is_of_door else "",
         )
 
     def _submission(self, groups: list[m.Group]) -> Submission:

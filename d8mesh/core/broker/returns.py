@@ -320,7 +320,7 @@ class Returns:
 
     def _wait_with_caller(self, task: TaskRecord, n: int, payload: bytes) -> None:
         """Attempt `n` has failed; the caller who waits for its task shall not do so in vain."""
-        if _is_waited_for(task):
+        if _is_waited_for(task) and self._state.services.answers(task.batch.spec.type):
             self._state.after(HOPELESS_S, GiveUp(task.id, n, payload))
 
     def give_up(self, timer: GiveUp) -> None:
