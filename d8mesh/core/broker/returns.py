@@ -118,7 +118,7 @@ class Returns:
         for (ceiling, returned), again in by_wait.items():
             pause_s = ceiling * self._part() if ceiling else 0.0
             self.requeue(worker_id, again, why, wait=Wait(pause_s, returned))
-            if kind is SERVICE_DOWN:
+            if kind is SERVICE_DOWN and returned == SUSPECT:
                 payload = failure_payload(why, "backend.unavailable", worker_id)
                 for task in again:
                     self._patience.failed(task, payload)

@@ -141,7 +141,7 @@ def test_a_machine_that_takes_nothing_for_long_is_no_queue(broker: WiredBroker) 
         pass_time(broker, 0.5)
         result = told(broker, client, task_id)
     assert result is not None
-    assert result["code"] == "backend.busy"
+    assert result["code"] == "backend.busy", (result, broker.now - began)
     assert result["error"].endswith(BACK)
     assert REFUSED_S <= broker.now - began < REFUSED_S + 3
     assert broker.task_table.state_of(line) is not None
