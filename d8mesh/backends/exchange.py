@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from d8mesh.errors import BackendUnavailableError
 
 #: Addresses of services whose parts are remembered.
 _MAX_URLS: Final = 256
+_IPV4: Final = re.compile(r"\d{1,3}(\.\d{1,3}){3}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +74,26 @@ def _split(url: str) -> SplitResult:
 def _connection(parts: SplitResult, tls: ssl.SSLContext | None) -> socket.socket:
     host, is_safe = parts.hostname or "", parts.scheme == "https"
     port = parts.port or (443 if is_safe else 80)
-    connection = socket.create_connection((host, port), CONNECT_S)
+    connection = _connected(host, port)
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if is_safe:
             context = tls or ssl.create_default_context()
             connection = context.wrap_socket(connection, server_hostname=host)
         connection.settimeout(None)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connected(host: str, port: int) -> socket.socket:
+    if not _IPV4.fullmatch(host):
+        return socket.create_connection((host, port), CONNECT_S)
+    connection = socket.socket()  # nothing is to be looked up
+    try:
+        connection.settimeout(CONNECT_S)
+        connection.connect((host, port))
     except BaseException:
         connection.close()
         raise
