@@ -95,10 +95,11 @@ class OrchestratorConsole:
 
     def _programs(self, url: str) -> str:
         """Return what programs that know an Ollama or OpenAI are told."""
+        places = {"url": url, "openai": f"{url}/v1"}
         if self._config.mesh_key is None:
-            return tr("OLLAMA_HOST={url} or base_url={url}/v1, any API key", url=url)
+            return tr("OLLAMA_HOST={url} or base_url={openai}, any API key", **places)
         return tr(
-            "OLLAMA_HOST={url} or base_url={url}/v1; elsewhere the API key is D8_MESH_KEY", url=url
+            "OLLAMA_HOST={url} or base_url={openai}; elsewhere the API key is D8_MESH_KEY", **places
         )
 
     def _hints(self, address: str, url: str) -> Iterator[str]:
