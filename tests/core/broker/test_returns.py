@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from d8mesh.core.broker.effects import Peer
+from d8mesh.core.broker.patience import HOPELESS_S
 from d8mesh.core.broker.returns import (
     FREE_RETURNS,
     LEAVING,
@@ -19,7 +20,7 @@ from d8mesh.core.broker.returns import (
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import Requeued, TaskState
 from tests.core.llm_services import host, model, service
-from tests.core.wired_broker import WiredBroker, beat
+from tests.core.wired_broker import WiredBroker, beat, result
 
 
 def taken(broker: WiredBroker, worker: Peer) -> dict[str, bytes]:
@@ -271,3 +272,19 @@ def test_who_waits_at_a_door_is_tried_at_once_where_it_has_not_failed(broker: Wi
     broker.say(second, m.Results(1, 4, [task_id], [token], bytes([m.FAILED]), [b"\x80"]))
     assert broker.work(first) == broker.work(second) == {}  # both have failed it: after a pause
     assert taken(broker, first) or taken(broker, second)
+
+
+def test_who_waits_at_a_door_is_not_failed_once_another_machine_has_answered(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    workers = [host(broker, name, [service(name, [model("m")])]) for name in ("a", "b")]
+    (task_id,) = broker.submit(client, kind="agent_action", model="=m", priority=8, source=SOURCE)
+    held = [broker.work(each) for each in workers]
+    first, second = workers if held[0] else workers[::-1]
+    token = (held[0] or held[1])[task_id]
+    broker.say(first, m.Results(1, 4, [task_id], [token], bytes([m.FAILED]), [b"\x80"]))
+    broker.finish(second, broker.work(second))
+    broker.pass_time(HOPELESS_S + 1)
+    outcomes = [each for each in broker.got(client, m.Outcomes) if each.ids == [task_id]]
+    assert [each.payloads for each in outcomes] == [[result()]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from http import HTTPStatus
 
 import pytest
 from ollama import ListResponse, ProcessResponse, ShowResponse
@@ -19,6 +20,7 @@ from d8mesh.errors import (
     QueueFullError,
     TaskFailedError,
 )
+from d8mesh.http.answers import STATUS, Refusal
 
 DETAILS = {"family": "llama", "format": "gguf"}
 MODEL = KnownModel(
@@ -120,3 +122,8 @@ def test_an_error_has_a_status_a_text_that_names_the_task_and_when_to_come_again
     full = ollama_problem(QueueFullError())
     assert (full.status, full.headers["Retry-After"]) == (503, "1")
     assert b"please try again.  maximum" in bytes(full.body)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("code", sorted(STATUS))
+def test_every_error_has_a_status_that_http_knows(code: str) -> None:
+    assert HTTPStatus(ollama_problem(Refusal(code, "no")).status) >= HTTPStatus.BAD_REQUEST
