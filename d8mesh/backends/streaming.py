@@ -24,6 +24,7 @@ import msgspec
 
 from d8mesh.backends.answer_clocks import ANSWER_CLOCKS
 from d8mesh.backends.backend import ChatRun
+from d8mesh.backends.http_answer import HttpAnswer
 from d8mesh.core.protocol.chat import Completion, Piece, completion_of
 from d8mesh.errors import (
     BackendAnswerError,
@@ -271,7 +272,7 @@ class AnswerReader(Generic[PartT]):
             if self._is_ended:
                 shut(connection)
 
-    def guard(self, response: http.client.HTTPResponse) -> None:
+    def guard(self, response: HttpAnswer) -> None:
         """Let only a plain answer through; raise what another one means."""
         status, service = response.status, self.service
         if status == 200:
@@ -279,7 +280,7 @@ class AnswerReader(Generic[PartT]):
             if encoding.lower() != "identity":
                 raise BackendAnswerError(f"{service} sent a compressed answer ({encoding[:40]!r})")
             return
-        headers = {name.lower(): value for name, value in response.getheaders()}
+        headers = dict(response.getheaders())
         refusal = RefusedAnswer(status, headers, response.read(MAX_ERROR_BYTES))
         if self._refused is None or 300 <= status < 400:
             error: D8Error = refusal_error(service, refusal)

@@ -15,7 +15,6 @@ from d8mesh.core.client.submission import Submission, awaiting
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.core.protocol.messages import FINAL_STATES
-from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY
 from tests.simulation.causes import Wish
 from tests.simulation.safety import REST
 from tests.simulation.wire import Wire
@@ -23,8 +22,9 @@ from tests.simulation.wire import Wire
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-#: What half of all tasks come in by, and so can be erased.
-SOURCE: Final = "ollama 10.0.0.9 simulated"
+#: What half of all tasks come in by, and so can be erased; who waits at an open connection is told
+#: of failures sooner, which is no promise.
+SOURCE: Final = "batches 10.0.0.9 simulated"
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuv"
 
 
@@ -136,8 +136,7 @@ class SimClient:
             payloads.append(msgspec.msgpack.encode(f"task {world.counts.tasks}"))
         kind, model = self.kinds[world.counts.tasks % len(self.kinds)]
         priority = rng.randint(1, 10)
-        # Who waits at a screen is told of failures sooner, which is no promise.
-        is_of_door = self._dice.random() < 0.5 and priority < INTERACTIVE_PRIORITY
+        is_of_door = self._dice.random() < 0.5
         return m.Group(
             kind,
             priority,

@@ -21,6 +21,7 @@ from d8mesh.core.broker.client_requests import ClientRequests
 from d8mesh.core.broker.effects import Effect, Loaded, Peer
 from d8mesh.core.broker.erasures import Erasures
 from d8mesh.core.broker.outcomes import TaskOutcomes
+from d8mesh.core.broker.patience import Patience
 from d8mesh.core.broker.polling import Polling
 from d8mesh.core.broker.restart import Restart
 from d8mesh.core.broker.returns import MISLAID, Returns
@@ -34,7 +35,6 @@ from d8mesh.core.broker.state import (
     ClientState,
     Continuation,
     EraseDue,
-    GiveUp,
     PassDeadline,
     Policy,
     Reply,
@@ -98,7 +98,8 @@ class Dispatcher:
         )
         self._streaming = streaming = Streaming(state)
         self._outcomes = outcomes = TaskOutcomes(state, streaming)
-        self._returns = returns = Returns(state, outcomes)
+        self._patience = patience = Patience(state, outcomes)
+        self._returns = returns = Returns(state, outcomes, patience)
         self._scheduler = scheduler = Scheduler(state, outcomes)
         self._service_scheduler = ServiceScheduler(state, scheduler, outcomes)
         self._worker_sessions = WorkerSessions(state, outcomes, returns, streaming)
@@ -362,6 +363,7 @@ class Dispatcher:
             if self._client_requests.is_silent(client):
                 self._client_requests.leave(client)
         self._restart.give_up(self._last_tick)
+        self._patience.look()
         self._service_scheduler.look_again()
         state.metrics.fold()
         is_young = state.now - self._started < state.policy.lease_s
@@ -387,8 +389,6 @@ class Dispatcher:
         match timer:
             case Retry(task_id):
                 self._returns.retry(task_id)
-            case GiveUp():
-                self._returns.give_up(timer)
             case PassDeadline(session, first):
                 self._scheduler.pass_deadline(session, first)
             case SayOwed(worker_id):
@@ -407,7 +407,7 @@ class Dispatcher:
             return table.batch_at(timer.session, timer.first) is not None
         if isinstance(timer, EraseDue):
             return timer.task_id in table.erasures
-        return not isinstance(timer, Retry | GiveUp) or timer.task_id in table.tasks
+        return not isinstance(timer, Retry) or timer.task_id in table.tasks
 
     def _forgive(self, now: float) -> None:
         """The broker was stopped or starved: leases start anew, attempts get the time back."""

@@ -22,6 +22,9 @@ PROVED_FOR_ONE: Final = 4
 #: reading takes longer too, so it must happen more than once in a row.
 LATE_TIMES: Final = 2.0
 VAIN_TIMES: Final = 2
+#: A wait for another's end that was no longer is none, unless answers are short: on a busy machine
+#: first tokens come as late when many begin at once. One too many who waits so long is no harm.
+LEAST_WAIT_S: Final = 0.1
 #: A short answer had a slot of its own if it came before half the time was over by which it would
 #: be later had it waited for another's end. Of times as short as this, and of so small a share of
 #: its own, nothing can be said.
@@ -111,6 +114,10 @@ class SlotGauge:
         """How many more than those that are proved are tried at once."""
         return 1 if self._is_bounded else max(1, self.proved // PROVED_FOR_ONE)
 
+    @property
+    def _least_wait_s(self) -> float:
+        return JITTER_S if self.is_short else LEAST_WAIT_S
+
     def _is_brisk(self, now: float) -> bool:
         """Tell whether those that are being answered may be as brief as those before them."""
         began = next(iter(self._runs.values()), None)
@@ -149,7 +156,7 @@ class SlotGauge:
             is_clear = beside_s >= max(JITTER_S, LEAST_SHARE * usual_s)
             if is_clear and run.beside >= self.proved:
                 self._prove(run.beside + 1)
-        elif took_s >= LATE_TIMES * usual_s and beside_s >= max(usual_s, JITTER_S):
+        elif took_s >= LATE_TIMES * usual_s and beside_s >= max(usual_s, self._least_wait_s):
             self._vain += 1
             if self._vain >= VAIN_TIMES:
                 short = self.proved if self.is_short else 1  # those hardly generate

@@ -13,6 +13,8 @@ from d8mesh.core.worker.slot_gauge import (
     BRIEF_TIMES,
     BUSY_MOST_S,
     BUSY_S,
+    JITTER_S,
+    LEAST_WAIT_S,
     PROVED_FOR_ONE,
     SETTLED_S,
     SlotGauge,
@@ -107,6 +109,20 @@ def waited_in_vain(asked: Requests, now: float, *, waited_s: float = 1.0) -> int
     asked.end(first, now + 0.2 + waited_s)
     asked.gauge.first_token(second, now + 0.2 + waited_s + USUAL_S)
     return second
+
+
+def test_first_tokens_that_a_busy_machine_delays_for_some_ten_milliseconds_show_no_bound() -> None:
+    usual_s = 0.02
+    for waited_s, is_bound in ((LEAST_WAIT_S / 2, False), (2 * LEAST_WAIT_S, True)):
+        asked = Requests(usual_s)
+        assert waited_s > max(usual_s, JITTER_S)
+        for turn in (0, 10):
+            first, second = asked.generating(turn), asked.begin(turn + 0.2)
+            asked.end(first, turn + 0.2 + waited_s)
+            asked.gauge.first_token(second, turn + 0.2 + waited_s + usual_s)
+            if not turn:
+                asked.end(second, 1)
+        assert (asked.gauge.slots(11) == 1) is is_bound
 
 
 def test_who_waits_in_vain_twice_shows_the_bound_for_a_while() -> None:
