@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from d8mesh.config import Config
-from d8mesh.core.broker.returns import HOPELESS_S
+from d8mesh.core.broker.patience import HOPELESS_S
 from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY, MAX_MODELS
 from d8mesh.doors.anthropic.door import anthropic_door
 from d8mesh.doors.anthropic.message_request import MESSAGE_REQUEST_FIELDS
@@ -99,7 +99,7 @@ def test_every_field_of_a_message_is_told() -> None:
         f"all prompts of a completion together are {MAX_PROMPTS} at most",
         f"up to {MAX_MODELS - 1} names, separated by commas",
         f"those that ask for no answer up to {SMALL_BODY_BYTES // MIB} MB",
-        f"or when {HOPELESS_S:g} s after one all that have the model are paused or gone",
+        f"or when all that have the model were paused or away for {HOPELESS_S:g} s",
         f"comments every {SSE_SILENCE_S:g} s",
         f"{MAX_CHATS:,} may be open at once, {MAX_OF_ADDRESS:,} of one address",
         f"for {KEYED_KEPT_S / 60:g} minutes more",
