@@ -79,7 +79,9 @@ def test_headers_are_known_by_their_names_in_lower_case() -> None:
 
 
 def test_an_early_answer_is_not_the_answer() -> None:
-    with coming(b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"Content-Length: 1\r\n\r\n7") as connection:
+    with coming(
+        b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"Content-Length: 1\r\n\r\n7"
+    ) as connection:
         answer = HttpAnswer(connection)
         assert (answer.status, b"".join(answer.chunks())) == (200, b"7")
 

@@ -20,7 +20,6 @@ from d8mesh.core.broker.service_states import ModelState
 from d8mesh.core.broker.standings import Obstacle, Standing
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.protocol.chat import MODEL_TYPES
-from d8mesh.core.protocol.source import is_waited_for
 from d8mesh.core.protocol.task import TaskState
 from d8mesh.core.protocol.wish import parse_wish
 

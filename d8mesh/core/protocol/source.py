@@ -9,7 +9,6 @@ from typing import Final, NamedTuple
 
 from d8mesh.core.protocol.frames import MAX_SOURCE_CHARS
 
-
 #: Doors whose tasks nobody awaits at an open connection: lines of batches.
 BATCH_DOORS: Final = frozenset({"batch", "batches"})
 

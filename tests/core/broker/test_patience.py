@@ -96,9 +96,7 @@ def test_a_line_of_a_batch_waits_and_so_does_what_nobody_awaits(broker: WiredBro
     other = broker.client("f" * 16)
     line = ask(broker, client, source=BATCH)
     plain = ask(broker, client, source="")
-    (left,) = broker.submit(
-        other, kind="agent_action", model="=m", source=SOURCE, session="f" * 16
-    )
+    (left,) = broker.submit(other, kind="agent_action", model="=m", source=SOURCE, session="f" * 16)
     broker.say(other, m.Goodbye("left"))
     pass_time(broker, REFUSED_S + HOPELESS_S)
     states = [broker.task_table.state_of(each) for each in (line, plain, left)]

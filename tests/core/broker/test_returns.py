@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from d8mesh.core.broker.effects import Peer
+from d8mesh.core.broker.patience import HOPELESS_S
 from d8mesh.core.broker.returns import (
     FREE_RETURNS,
     LEAVING,
@@ -18,7 +19,7 @@ from d8mesh.core.broker.returns import (
 )
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import Requeued, TaskState
-from tests.core.llm_services import host, model, offer, service
+from tests.core.llm_services import host, model, service
 from tests.core.wired_broker import WiredBroker, beat, result
 
 

@@ -140,7 +140,8 @@ def test_who_leaves_before_the_output_is_sent_together_is_sent_none(broker: Wire
     for message, peer in ((output, worker), (m.Goodbye("done"), client)):
         broker.perform(broker.dispatcher.receive(message, peer, broker.now))
     broker.pass_time(1)
-    assert broker.got(client, m.Stream) == broker.got(client, m.Streams) == []
+    assert broker.got(client, m.Stream) == []
+    assert broker.got(client, m.Streams) == []
 
 
 def test_who_says_so_is_sent_the_output_of_several_tasks_together(broker: WiredBroker) -> None:
