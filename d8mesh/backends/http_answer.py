@@ -37,7 +37,7 @@ class HttpAnswer:
         self._connection = connection
         #: what has come, and how much of it was read
         self._buffer, self._at = b"", 0
-        self.status = 0
+        self.status, self._version = 0, ""
         self._headers: list[tuple[str, str]] = []
         for _ in range(MAX_EARLY_ANSWERS):
             self._read_head()
@@ -82,6 +82,22 @@ class HttpAnswer:
                 break
         return bytes(found[:most])
 
+    @property
+    def may_be_followed(self) -> bool:
+        """Whether another answer can come over the connection once this one is spent."""
+        is_framed = self._is_chunked or self._left is not None or self.is_over
+        is_last = "close" in self.getheader("connection").lower()
+        return self.status == 200 and self._version == "HTTP/1.1" and is_framed and not is_last
+
+    def is_spent(self) -> bool:
+        """Read to the end what has no content any more; return whether that was all.
+
+        Raises:
+            BlockingIOError: the connection does not wait, and the end has not come.
+            OSError, http.client.HTTPException: it broke off.
+        """
+        return not any(part.strip() for part in self.chunks()) and self._at == len(self._buffer)
+
     # ------------------------------------------------------------------ the head
 
     def _read_head(self) -> None:
@@ -90,7 +106,7 @@ class HttpAnswer:
         code = rest[:3]
         if not version.startswith("HTTP/") or not (code.isascii() and code.isdigit()):
             raise http.client.BadStatusLine(status[:100])
-        self.status = int(code)
+        self.status, self._version = int(code), version
         if self.status < 100:
             raise http.client.BadStatusLine(status[:100])
         self._headers = []
@@ -130,6 +146,7 @@ class HttpAnswer:
     def _begin_chunk(self) -> None:
         if self._is_behind_chunk:
             self._line()
+            self._is_behind_chunk = False
         text = self._line().partition(";")[0].strip()
         try:
             self._left = int(text, 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from bench.mesh import mesh
 from d8mesh.apps.demo import free_ports
 from d8mesh.apps.status import ask
+from tests.doors.checks.openai_clients import LOOK
 from tests.doors.llm_mesh import PATIENCE_S
 from tests.end_to_end.processes import until
 from tests.real_model import MODEL, needs_model
@@ -75,6 +77,24 @@ def test_check_32_an_answer_fits_its_schema(client: Any) -> None:
     asked = SURE | {"messages": [{"role": "user", "content": "Tell of a cat, as JSON."}]}
     answer = client.chat.completions.parse(**asked, response_format=Cat, max_tokens=200)
     assert isinstance(answer.choices[0].message.parsed, Cat)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "look"}}])
+def test_check_28_a_tool_that_must_be_called_is_called(client: Any, choice: Any) -> None:
+    asked = SURE | {"messages": [{"role": "user", "content": "Hello!"}]}
+    answer = client.chat.completions.create(
+        **asked, tools=[LOOK], tool_choice=choice, max_tokens=100
+    )
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "look"
+    assert isinstance(json.loads(call.function.arguments)["place"], str)
+    assert answer.choices[0].finish_reason == "tool_calls"
+
+
+def test_without_a_bound_an_answer_ends_by_itself(client: Any) -> None:
+    asked = SURE | {"messages": [{"role": "user", "content": "Say hi."}]}
+    answer = client.chat.completions.create(**asked)
+    assert answer.choices[0].finish_reason == "stop"
 
 
 def test_several_choices_differ_though_a_seed_is_set(client: Any) -> None:
