@@ -15,7 +15,7 @@ from typing import Final
 #: Asked of the system at once; what is there comes, be it less.
 RECEIVED_BYTES: Final = 64 * 1024
 #: Of a status, a header, the size of a chunk; and headers of one answer (those of `http.client`).
-MAX_LINE_BYTES: Final = 65536
+MAX_HEAD_LINE_BYTES: Final = 65536
 MAX_HEADERS: Final = 100
 #: Answers before the one that counts: "100 Continue" and the like.
 MAX_EARLY_ANSWERS: Final = 10
@@ -190,14 +190,14 @@ class HttpAnswer:
         while end < 0:
             self._buffer, begun = self._buffer[self._at :], len(self._buffer) - self._at
             self._at = 0
-            if begun > MAX_LINE_BYTES:
+            if begun > MAX_HEAD_LINE_BYTES:
                 raise http.client.LineTooLong("an answer's line")
             more = self._connection.recv(RECEIVED_BYTES)
             if not more:
                 raise http.client.RemoteDisconnected("the connection ended before the answer")
             self._buffer += more
             end = self._buffer.find(b"\n", begun)
-        if end - self._at > MAX_LINE_BYTES:
+        if end - self._at > MAX_HEAD_LINE_BYTES:
             raise http.client.LineTooLong("an answer's line")
         line, self._at = self._buffer[self._at : end], end + 1
         return line.rstrip(b"\r").decode("latin-1")

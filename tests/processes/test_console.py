@@ -36,8 +36,10 @@ def test_the_start_says_what_to_open_and_what_to_type_elsewhere(
         "orchestrator orch-1 of mesh d8: REST on port 7001, workers on port 7010; Ctrl-C stops it",
         "  open:            http://192.168.1.20:7001/health",
         "                   http://10.0.0.4:7001/health",
-        "  programs:        OLLAMA_HOST=http://192.168.1.20:7001 or "
-        "base_url=http://192.168.1.20:7001/v1, any API key",
+        (
+            "  programs:        OLLAMA_HOST=http://192.168.1.20:7001 or "
+            "base_url=http://192.168.1.20:7001/v1, any API key"
+        ),
         f"  other machines:  {command_name()} worker",
         f"{' ' * 18} or, where it is not found by itself: {elsewhere}",
         f"  data:            {tmp_path}",

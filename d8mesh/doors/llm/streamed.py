@@ -288,7 +288,7 @@ class Speaker:
 
     def _broken_off(self) -> D8Error:
         text = (
-            "the answer broke off: the machine that gave it was lost, and another one would begin "
-            f"anew (task {self.task.id}); ask again"
+            "the answer broke off in the middle, and another attempt would begin anew (task "
+            f"{self.task.id}, of which `tasks explain` tells why); ask again"
         )
         return named(BackendStalledError(text), self.task.id)

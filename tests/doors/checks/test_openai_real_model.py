@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -79,18 +78,10 @@ def test_check_32_an_answer_fits_its_schema(client: Any) -> None:
     assert isinstance(answer.choices[0].message.parsed, Cat)
 
 
-@pytest.mark.parametrize(
-    "choice", ["required", {"type": "function", "function": {"name": "look"}}]
-)
-def test_check_28_a_tool_that_must_be_called_is_called(client: Any, choice: Any) -> None:
-    asked = SURE | {"messages": [{"role": "user", "content": "Hello!"}]}
-    answer = client.chat.completions.create(
-        **asked, tools=[LOOK], tool_choice=choice, max_tokens=100
-    )
-    (call,) = answer.choices[0].message.tool_calls
-    assert call.function.name == "look"
-    assert isinstance(json.loads(call.function.arguments)["place"], str)
-    assert answer.choices[0].finish_reason == "tool_calls"
+def test_check_27_a_model_without_tools_says_so(client: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="does not support tools") as raised:
+        client.chat.completions.create(**SURE, tools=[LOOK], tool_choice="required", max_tokens=4)
+    assert raised.value.code == "unsupported_parameter"
 
 
 def test_without_a_bound_an_answer_ends_by_itself(client: Any) -> None:
