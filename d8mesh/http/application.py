@@ -52,6 +52,13 @@ class Application:
             for route in door.routes
         ]
         self._matcher = Map(rules, strict_slashes=False, merge_slashes=False).bind("d8")
+        #: of paths without variables: found at once
+        self._plain = {
+            (route.method, route.rule): (door, route)
+            for door in reversed(doors)
+            for route in reversed(door.routes)
+            if "<" not in route.rule
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
         """Serve one request (ASGI)."""
@@ -87,6 +94,9 @@ class Application:
     def _find(self, request: Request) -> tuple[Door, _Matched | Refusal]:
         """Return what is asked for, or why there is none, and the door whose business that is."""
         path = request.path
+        plain = self._plain.get((request.method, path))
+        if plain is not None and len(request.query_string) <= MAX_ADDRESS_CHARS:
+            return plain[0], (plain[1], {})
         if len(path) > MAX_ADDRESS_CHARS or len(request.query_string) > MAX_ADDRESS_CHARS:
             refusal = Refusal("http.url_too_long", f"at most {MAX_ADDRESS_CHARS} characters")
             return self._door_at(path), refusal
