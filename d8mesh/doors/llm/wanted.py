@@ -53,7 +53,7 @@ async def check_models(models: FindsModels, caller: Caller, asked: Sequence[LlmT
         if task.type not in MODEL_TYPES:
             continue
         needed, lacks, is_there = needs_of(task.type, task.data), "", False
-        for name in (task.model, *caller.fallbacks):
+        for name in (task.model, *_fallbacks_of(task.type, caller.fallbacks)):
             known = await models.find(name)
             if known is not None:
                 is_there = True
@@ -109,17 +109,27 @@ def data_of(task: LlmTask, fallbacks: Sequence[str] = ()) -> dict[str, Any]:
         data["pieces"] = True
     if task.type not in MODEL_TYPES:
         return data | ({"model": task.model} if task.model else {})
-    if fallbacks and task.type != EMBED_TYPE:
-        return data | {"models": [task.model, *fallbacks]}
+    if others := _fallbacks_of(task.type, fallbacks):
+        return data | {"models": [task.model, *others]}
     return data | {"model": task.model, "model_strict": True}
 
 
-def key_of(caller: Caller) -> str:
-    """Return the caller's idempotency key as a submit has it: apart from those of other doors."""
-    key = f"{caller.door} {caller.key}"
+def _fallbacks_of(kind: str, fallbacks: Sequence[str]) -> Sequence[str]:
+    """Return who may answer in the place of another; vectors of two models do not compare."""
+    return () if kind == EMBED_TYPE else fallbacks
+
+
+def key_of(caller: Caller, after: str = "") -> str:
+    """Return the caller's idempotency key as a submit has it: apart from those of other doors.
+
+    Args:
+        after: the task of this key that ended badly, if it is asked for again.
+    """
+    own = f"{caller.key} after {after}" if after else caller.key
+    key = f"{caller.door} {own}"
     if len(key) <= MAX_KEY_CHARS:
         return key
-    return f"{caller.door} {hashlib.blake2b(caller.key.encode(), digest_size=32).hexdigest()}"
+    return f"{caller.door} {hashlib.blake2b(own.encode(), digest_size=32).hexdigest()}"
 
 
 def digest_of_all(groups: Sequence[Group]) -> bytes:

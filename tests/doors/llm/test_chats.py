@@ -13,7 +13,7 @@ import pytest
 from d8mesh.core.broker import returns
 from d8mesh.doors.llm import chats, streamed
 from tests.doors.llm.plain_door import ChatMesh, KnownNames, said
-from tests.nodes.mesh import until
+from tests.nodes.mesh import PATIENCE_S, until
 from tests.ollama_standin import OllamaStandin
 from tests.standin.faults import Kind
 
@@ -231,6 +231,29 @@ def test_who_asks_again_with_the_same_key_gets_the_same_answer(one: ChatMesh) ->
     assert len(standin.chats) == count
     with one.ask(21, headers=key) as other:
         assert (other.status, other.json()["code"]) == (409, "key.conflict")
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_who_asks_again_after_a_failure_asks_anew(one: ChatMesh, stream: bool) -> None:
+    (standin,) = one.standins
+    key, failed = {"Idempotency-Key": f"bad luck {stream}"}, []
+    for _ in range(3):
+        standin.fault(Kind.SILENT)
+        with one.ask(6, stream=stream, headers=key) as asked:
+            until(lambda: one.tasks("running"))
+            (running,) = one.tasks("running")
+            one.loop.run(one.client.ask("cancel", {"id": running["task_id"]}, PATIENCE_S))
+            assert asked.status >= 400
+            failed.append(running["task_id"])
+        standin.mend()
+    assert len(set(failed)) == 3
+    with one.ask(6, stream=stream, headers=key) as again:
+        assert again.status == 200
+        task_id = again.answer.headers["X-D8-Task"]
+        assert task_id not in failed
+        again.text()
+    with one.ask(6, stream=not stream, headers=key) as once_more:
+        assert once_more.answer.headers["X-D8-Task"] == task_id
 
 
 # ------------------------------------------------------------------------------------ bounds
