@@ -15,7 +15,7 @@ from typing import Final, assert_never
 
 from msgspec import structs
 
-from d8mesh.core.broker import store
+from d8mesh.core.broker import store, vanishing
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.client_requests import ClientRequests
 from d8mesh.core.broker.effects import Effect, Loaded, Peer
@@ -172,6 +172,8 @@ class Dispatcher:
         if isinstance(message, m.Stream | m.Streams):
             for stream in message.streams if isinstance(message, m.Streams) else (message,):
                 self._streaming.undelivered(peer, stream)
+        elif worker is not None and isinstance(message, m.Beat):
+            vanishing.note_undelivered(worker, self.state.now)
         elif worker is not None and isinstance(message, m.Work):
             worker.window = 0  # every word of a mesh worker says its window anew
             worker.is_mute = True
@@ -363,6 +365,7 @@ class Dispatcher:
             if self._client_requests.is_silent(client):
                 self._client_requests.leave(client)
         self._restart.give_up(self._last_tick)
+        vanishing.probe(state)
         self._patience.look()
         self._service_scheduler.look_again()
         state.metrics.fold()

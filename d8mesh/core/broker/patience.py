@@ -29,7 +29,7 @@ from d8mesh.core.protocol.wish import parse_wish
 HOPELESS_S: Final = 7.0
 #: So long all that was tried came back, and nobody was answered there: longer than a machine that
 #: others fill as well takes for an answer.
-REFUSED_S: Final = 30.0
+UNANSWERED_S: Final = 30.0
 #: Somebody is answered where an attempt has lasted so long, or ended well so short a time ago.
 SERVED_S: Final = 2.0
 ANSWERED_S: Final = 5.0
@@ -39,7 +39,7 @@ MAX_QUOTA_S: Final = 60.0
 LATE_LOOK_S: Final = 2.0
 
 #: What ends without anybody's doing: who has it will take the task in its turn.
-_PASSING: Final = frozenset(
+_GOES_BY_ITSELF: Final = frozenset(
     {
         None,
         Obstacle.FULL,
@@ -98,13 +98,13 @@ class Patience:
         """Tell those of the end who wait in vain."""
         self._take_in()
         now, gap_s = self._state.now, self._state.now - self._looked
-        self._looked = now
+        self._looked, is_late = now, gap_s > LATE_LOOK_S
         outlooks: dict[LaneKey, Outlook] = {}
         for task_id, caller in list(self._callers.items()):
             state = self._state.task_table.state_of(task_id)
             if state is None:
                 del self._callers[task_id]
-            elif gap_s > LATE_LOOK_S or state is TaskState.RUNNING or not self._is_there(caller):
+            elif is_late or state is TaskState.RUNNING or not self._is_there(caller):
                 self._see_running(task_id, caller)
             else:
                 key = LaneKey.of(caller.batch.spec)
@@ -121,8 +121,10 @@ class Patience:
         self._state.waited_for.clear()
 
     def _is_there(self, caller: WaitingCaller) -> bool:
-        """Return whether a client awaits the end of its task: else nobody is to be told."""
+        """Return whether a client awaits the end of its task, and it is time to judge."""
         state, task_id = self._state, caller.batch.task_id(caller.index)
+        if state.registry.is_young and caller.batch.at <= state.started_at:
+            return False  # the machines that had its model come back
         if state.batch_watchers.get(caller.batch.order) in state.clients:
             return True
         return task_id in state.task_watchers or task_id in state.listeners
@@ -146,10 +148,10 @@ class Patience:
             caller.refused_since = now
         if caller.hopeless_since is not None and now - caller.hopeless_since >= HOPELESS_S:
             self._end(task_id, caller, outlook.code, outlook.why)
-        elif caller.refused_since is not None and now - caller.refused_since >= REFUSED_S:
+        elif caller.refused_since is not None and now - caller.refused_since >= UNANSWERED_S:
             task = self._state.task_table.tasks.get(task_id)
             told = "" if task is None or task.history is None else task.history.last_return
-            why = f"all that have the model are busy, and answered nobody for {REFUSED_S:g} s"
+            why = f"all that have the model are busy, and answered nobody for {UNANSWERED_S:g} s"
             self._end(task_id, caller, "backend.busy", f"{why}: {told}" if told else why)
 
     def _end(self, task_id: str, caller: WaitingCaller, code: str, why: str) -> None:
@@ -159,8 +161,6 @@ class Patience:
 
     def _outlook(self, key: LaneKey, batch: Batch) -> Outlook:
         state = self._state
-        if state.registry.is_young or state.is_draining:  # they come back, or all of us go
-            return Outlook()
         if key.type not in MODEL_TYPES:
             serving = state.registry.serving.get(key.type, {}).values()
             if any(placing.can_run(worker, key, state.registry) for worker in serving):
@@ -181,7 +181,7 @@ def _is_passing(standing: Standing) -> bool:
     """Return whether what stands against a task at a place goes by itself, and soon."""
     if standing.obstacle is Obstacle.BUDGET_USED:
         return standing.until_s is not None and standing.until_s <= MAX_QUOTA_S
-    return standing.obstacle in _PASSING
+    return standing.obstacle in _GOES_BY_ITSELF
 
 
 def _is_served(model: ModelState, now: float) -> bool:

@@ -16,6 +16,7 @@ from d8mesh.doors.llm.asked import Caller, LlmAnswer, LlmTask
 from d8mesh.doors.llm.delivered import DeliveredAnswers
 from d8mesh.doors.llm.endings import named
 from d8mesh.doors.llm.forms import StreamForm
+from d8mesh.doors.llm.keys import RequestKeys
 from d8mesh.doors.llm.said import SaidSoFar
 from d8mesh.doors.llm.streamed import Speaker, StreamedAnswer
 from d8mesh.doors.llm.wanted import (
@@ -23,17 +24,10 @@ from d8mesh.doors.llm.wanted import (
     check_models,
     digest_of_all,
     group_of,
-    key_of,
 )
 from d8mesh.doors.llm.whole import WholeAnswer, WholePart
 from d8mesh.doors.waiting import MAX_WAITS, Places, require_broker
-from d8mesh.errors import (
-    D8Error,
-    FloodError,
-    InvalidTaskError,
-    NodeClosedError,
-    PrunedTaskError,
-)
+from d8mesh.errors import FloodError, InvalidTaskError, NodeClosedError
 from d8mesh.http.answers import Response
 from d8mesh.nodes.client.aio.followed import FollowedTask
 from d8mesh.nodes.client.aio.node import AsyncNode
@@ -42,9 +36,6 @@ from d8mesh.nodes.client.aio.node import AsyncNode
 MAX_CHATS: Final = 4096
 #: Of one address: it cannot take the places of all others.
 MAX_OF_ADDRESS: Final = MAX_CHATS * 3 // 4
-#: Of a key so many tasks may end badly, within the time that they are remembered, until a request
-#: with it is told of the last of them.
-MAX_ANEW: Final = 8
 #: A request may be of so many tasks.
 MAX_TASKS: Final = 128
 
@@ -66,6 +57,7 @@ class Chats:
         self._mesh, self._models = mesh, models
         self._delivered = DeliveredAnswers(mesh, keeps_all=keeps_all)
         self._waits = Places(MAX_WAITS)
+        self._keys = RequestKeys()
         self._open: dict[_OpenAnswer, Caller] = {}
         self._by_address: Counter[str] = Counter()
         self._is_ending = False
@@ -81,17 +73,18 @@ class Chats:
         Raises:
             D8Error: one of them cannot be, or did not end well; `task_id` names it.
         """
-        failed, tries = "", 0
-        while True:
-            tries += 1
-            whole = WholeAnswer(self._mesh.loop)
-            await self._submit(caller, asked, whole, failed)
-            try:
-                return await self._answers(whole, caller)
-            except D8Error as error:
-                failed = _failed_before(whole.parts, error)
-                if not failed or tries == MAX_ANEW:
-                    raise
+        whole = WholeAnswer(self._mesh.loop)
+        await self._submit(caller, asked, whole)
+        try:
+            answers = await whole.answers()
+        except BaseException:
+            self._leave(whole, caller)
+            raise
+        finally:
+            self._close(whole)
+            self._note_failure(whole, whole.parts, caller)
+            self._delivered.add_ended(whole.parts, has_key=bool(caller.key))
+        return answers
 
     async def stream(self, caller: Caller, asked: Sequence[LlmTask], form: StreamForm) -> Response:
         """Have these done, and return an answer that says what they say, while they say it.
@@ -102,7 +95,15 @@ class Chats:
         Raises:
             D8Error: as of `whole`.
         """
-        answer = await self._begun(caller, asked, form)
+        answer = StreamedAnswer(
+            self._mesh.loop, form, lambda answer: self._stream_over(answer, caller)
+        )
+        await self._submit(caller, asked, answer)
+        try:
+            await answer.begun()
+        except BaseException:
+            answer.leave()
+            raise
         response = Response(answer, content_type=form.media_type)
         ids = [each.task.id for each in answer.speakers]
         said = next((each.said for each in answer.speakers if each.said.origin), SaidSoFar())
@@ -125,58 +126,17 @@ class Chats:
             left = answer.left()
             ids = ", ".join(each.id for each in left if each.id)
             text = (
-                f"the orchestrator's web process ends; task {ids} goes on: GET "
-                "/api/tasks/ID/wait has its result, or the same request with its Idempotency-Key"
+                f"the orchestrator's web process ends; task {ids} goes on: GET /api/tasks/"
+                f"{ids if len(left) == 1 else 'ID'}/wait has its result, or the same request with "
+                "its Idempotency-Key"
             )
             answer.fail(named(NodeClosedError(text), left[0].id if left else ""))
         self._delivered.tell()
 
-    # ---------------------------------------------------------------------- one try or more
-
-    async def _answers(self, whole: WholeAnswer, caller: Caller) -> list[LlmAnswer]:
-        try:
-            return await whole.answers()
-        except BaseException:
-            self._leave(whole, caller)
-            raise
-        finally:
-            self._close(whole)
-            self._delivered.add_ended(whole.parts, has_key=bool(caller.key))
-
-    async def _begun(
-        self, caller: Caller, asked: Sequence[LlmTask], form: StreamForm
-    ) -> StreamedAnswer:
-        """Return an answer of which something can be told."""
-        failed, tries = "", 0
-        while True:
-            tries += 1
-            answer = StreamedAnswer(
-                self._mesh.loop, form, lambda answer: self._stream_over(answer, caller)
-            )
-            await self._submit(caller, asked, answer, failed)
-            try:
-                await answer.begun()
-            except D8Error as error:
-                answer.leave()
-                failed = _failed_before(answer.speakers, error)
-                if not failed or tries == MAX_ANEW:
-                    raise
-            except BaseException:
-                answer.leave()
-                raise
-            else:
-                return answer
-
     # ------------------------------------------------------------------------- submitting
 
-    async def _submit(
-        self, caller: Caller, asked: Sequence[LlmTask], answer: _OpenAnswer, failed: str
-    ) -> None:
-        """Submit what is asked, followed by the parts of `answer`, which counts as open then.
-
-        Args:
-            failed: the task of the caller's key that ended badly; "": none.
-        """
+    async def _submit(self, caller: Caller, asked: Sequence[LlmTask], answer: _OpenAnswer) -> None:
+        """Submit what is asked, followed by the parts of `answer`, which counts as open then."""
         if self._is_ending:
             raise NodeClosedError("the orchestrator's web process ends: ask again")
         if not 0 < len(asked) <= MAX_TASKS:
@@ -193,8 +153,8 @@ class Chats:
         self._by_address[caller.address] += 1
         is_heard = isinstance(answer, StreamedAnswer)
         if caller.key:
-            key, digest = key_of(caller, failed), digest_of_all(groups)
-            self._mesh.followed.submit_keyed(tasks, key, digest, is_heard=is_heard)
+            answer.key, digest = self._keys.of(caller), digest_of_all(groups)
+            self._mesh.followed.submit_keyed(tasks, answer.key, digest, is_heard=is_heard)
         else:
             self._mesh.followed.submit(tasks, is_heard=is_heard)
 
@@ -211,7 +171,14 @@ class Chats:
     def _stream_over(self, answer: StreamedAnswer, caller: Caller) -> None:
         self._close(answer)
         self._leave(answer, caller)
+        self._note_failure(answer, answer.speakers, caller)
         self._delivered.add_ended(answer.speakers, has_key=bool(caller.key))
+
+    def _note_failure(
+        self, answer: _OpenAnswer, parts: Sequence[WholePart | Speaker], caller: Caller
+    ) -> None:
+        if any(each.has_failed for each in parts):
+            self._keys.failed(caller, answer.key)
 
     def _close(self, answer: _OpenAnswer) -> None:
         caller = self._open.pop(answer, None)
@@ -228,19 +195,6 @@ class Chats:
             self._delivered.when_ended(task, has_key=bool(caller.key))
             if not caller.key:
                 self._mesh.followed.cancel_soon(task)
-
-
-def _failed_before(parts: Sequence[WholePart | Speaker], error: D8Error) -> str:
-    """Return the task of an earlier request with the same key whose failure this is; "": none.
-
-    Who asks again asks anew: a failure is no answer.
-    """
-    if isinstance(error, PrunedTaskError):
-        return ""
-    for each in parts:
-        if each.is_done and each.task.is_repeat and each.task.id == error.task_id:
-            return each.task.id
-    return ""
 
 
 def _told(

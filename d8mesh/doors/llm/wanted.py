@@ -19,7 +19,7 @@ from d8mesh.core.protocol.messages import Group
 from d8mesh.core.protocol.source import TaskSource
 from d8mesh.doors.llm.asked import Caller, LlmTask
 from d8mesh.errors import ModelUnfitError, ModelUnknownError
-from d8mesh.nodes.client.groups import MAX_KEY_CHARS, encode_data
+from d8mesh.nodes.client.groups import encode_data
 from d8mesh.nodes.client.wishes import EMBED_TYPE, wish_of
 
 #: Types whose partial output comes as objects, if that is wished for.
@@ -117,19 +117,6 @@ def data_of(task: LlmTask, fallbacks: Sequence[str] = ()) -> dict[str, Any]:
 def _fallbacks_of(kind: str, fallbacks: Sequence[str]) -> Sequence[str]:
     """Return who may answer in the place of another; vectors of two models do not compare."""
     return () if kind == EMBED_TYPE else fallbacks
-
-
-def key_of(caller: Caller, after: str = "") -> str:
-    """Return the caller's idempotency key as a submit has it: apart from those of other doors.
-
-    Args:
-        after: the task of this key that ended badly, if it is asked for again.
-    """
-    own = f"{caller.key} after {after}" if after else caller.key
-    key = f"{caller.door} {own}"
-    if len(key) <= MAX_KEY_CHARS:
-        return key
-    return f"{caller.door} {hashlib.blake2b(own.encode(), digest_size=32).hexdigest()}"
 
 
 def digest_of_all(groups: Sequence[Group]) -> bytes:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from d8mesh.core.broker.effects import Peer
-from d8mesh.core.broker.patience import HOPELESS_S, MAX_QUOTA_S, REFUSED_S
+from d8mesh.core.broker.patience import HOPELESS_S, MAX_QUOTA_S, UNANSWERED_S
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import TaskState
 from tests.core.llm_services import host, model, offer, service
@@ -16,7 +16,7 @@ from tests.core.wired_broker import WiredBroker, beat, failure
 
 SOURCE = "openai 127.0.0.1 program"
 BATCH = "batches 127.0.0.1 program"
-#: A start of the orchestrator waits so long for machines to come back.
+#: A start of the orchestrator waits so long for machines that had what it found waiting.
 YOUNG_S = 11.0
 BACK = "worker 'w' could not run it: busy"
 
@@ -98,7 +98,7 @@ def test_a_line_of_a_batch_waits_and_so_does_what_nobody_awaits(broker: WiredBro
     plain = ask(broker, client, source="")
     (left,) = broker.submit(other, kind="agent_action", model="=m", source=SOURCE, session="f" * 16)
     broker.say(other, m.Goodbye("left"))
-    pass_time(broker, REFUSED_S + HOPELESS_S)
+    pass_time(broker, UNANSWERED_S + HOPELESS_S)
     states = [broker.task_table.state_of(each) for each in (line, plain, left)]
     assert states == [TaskState.QUEUED] * 3
 
@@ -120,7 +120,7 @@ def test_a_full_machine_is_a_queue(broker: WiredBroker) -> None:
     ask(broker, client)
     held = broker.work(worker)
     waiting = ask(broker, client)
-    pass_time(broker, REFUSED_S * 3)
+    pass_time(broker, UNANSWERED_S * 3)
     assert broker.task_table.state_of(waiting) is TaskState.QUEUED
     broker.finish(worker, held)
     assert list(broker.work(worker)) == [waiting]
@@ -131,7 +131,7 @@ def test_a_machine_that_takes_nothing_for_long_is_no_queue(broker: WiredBroker) 
     task_id, result = ask(broker, client), None
     line = ask(broker, client, source=BATCH)
     began = broker.now
-    while broker.now < began + REFUSED_S * 2 and result is None:
+    while broker.now < began + UNANSWERED_S * 2 and result is None:
         if held := broker.work(worker):
             broker.say(worker, m.Measured("s", [model("m", slots=0)]))
             broker.say(worker, m.Release(1, list(held), list(held.values()), "busy"))
@@ -141,7 +141,7 @@ def test_a_machine_that_takes_nothing_for_long_is_no_queue(broker: WiredBroker) 
     assert result is not None
     assert result["code"] == "backend.busy", (result, broker.now - began)
     assert result["error"].endswith(BACK)
-    assert REFUSED_S <= broker.now - began < REFUSED_S + 3
+    assert UNANSWERED_S <= broker.now - began < UNANSWERED_S + 3
     assert broker.task_table.state_of(line) is not None
 
 
@@ -187,7 +187,7 @@ def test_as_long_as_one_machine_is_well_who_waits_at_a_door_waits_for_it(
     ((task_id, token),) = broker.work(worker).items()
     broker.say(worker, m.Results(1, 4, [task_id], [token], bytes([m.FAILED]), [b"\x80"]))
     offer(broker, worker, [service("s", [model("m", paused="no memory")])])
-    pass_time(broker, REFUSED_S * 2)
+    pass_time(broker, UNANSWERED_S * 2)
     assert broker.task_table.state_of(task_id) is TaskState.QUEUED
 
 

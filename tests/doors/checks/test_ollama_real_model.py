@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Generator, Iterator
+from typing import Any, Final, cast
 
 import ollama
 import pytest
@@ -111,6 +111,6 @@ def test_check_37_who_leaves_in_the_middle_is_answered_no_more(
 ) -> None:
     coming: Any = client.chat(MODEL, ASKS, options={"num_predict": 2000}, stream=True)
     next(coming)
-    coming.close()
+    cast("Generator[ollama.ChatResponse, None, None]", coming).close()
     until(lambda: ask(url, "/api/stats")["tasks"].get("running", 0) == 0, "the model to be free", 5)
     assert client.chat(MODEL, ASKS, options={**SURE, "num_predict": 2}).message.content
