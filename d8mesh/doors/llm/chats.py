@@ -126,8 +126,9 @@ class Chats:
             left = answer.left()
             ids = ", ".join(each.id for each in left if each.id)
             text = (
-                f"the orchestrator's web process ends; task {ids} goes on: GET "
-                "/api/tasks/ID/wait has its result, or the same request with its Idempotency-Key"
+                f"the orchestrator's web process ends; task {ids} goes on: GET /api/tasks/"
+                f"{ids if len(left) == 1 else 'ID'}/wait has its result, or the same request with "
+                "its Idempotency-Key"
             )
             answer.fail(named(NodeClosedError(text), left[0].id if left else ""))
         self._delivered.tell()
