@@ -227,18 +227,18 @@ class TaskOutcomes:
         self._state.send(peer, outcomes, waits=True)
 
 
-class _Answered(msgspec.Struct, frozen=True):
+class _AnswerRead(msgspec.Struct, frozen=True):
     """What the orchestrator reads of the result of a language model."""
 
     usage: AnswerTokens = NO_TOKENS
 
 
-_read_answered: Final = msgspec.msgpack.Decoder(_Answered).decode
+_read_answer: Final = msgspec.msgpack.Decoder(_AnswerRead).decode
 
 
 def _tokens_of(payload: bytes) -> AnswerTokens:
     try:
-        return _read_answered(payload).usage
+        return _read_answer(payload).usage
     except (msgspec.DecodeError, RecursionError):  # of another handler
         return NO_TOKENS
 
