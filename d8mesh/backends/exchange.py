@@ -21,6 +21,8 @@ from d8mesh.errors import BackendUnavailableError
 
 #: Read at once, if so much is there.
 ANSWER_READ_BYTES: Final = 64 * 1024
+#: The line before a chunk of a body: its size, and what nobody uses.
+MAX_CHUNK_HEAD_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +74,85 @@ def answer_to(
 
 
 def chunks_of(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """Yield what comes, as it comes."""
-    while chunk := response.read1(ANSWER_READ_BYTES):
-        yield chunk
-    if response.length:
-        raise http.client.IncompleteRead(b"", response.length)
+    """Yield what comes, as it comes; b"" where a connection that does not block has nothing now.
+
+    Raises:
+        http.client.IncompleteRead: it ends in the middle.
+    """
+    stream = response.fp
+    if stream is None or response.length == 0:
+        return
+    body = _ChunkedBody() if response.chunked else _PlainBody(response.length)
+    data: bytes | None = stream.read1(ANSWER_READ_BYTES)  # its buffer may hold what came first
+    while True:
+        if data is None:
+            yield b""
+        elif part := body.part(data):
+            yield part
+        if body.is_over:
+            return
+        data = stream.raw.read(ANSWER_READ_BYTES)
+
+
+class _PlainBody:
+    """A body of a length that is told, or up to the end of the connection."""
+
+    def __init__(self, length: int | None) -> None:
+        self._left = length
+        self.is_over = False
+
+    def part(self, data: bytes) -> bytes:
+        """Return what of `data` is the body's; none is left: the connection has ended."""
+        if self._left is None:
+            self.is_over = not data
+            return data
+        if not data:
+            raise http.client.IncompleteRead(b"", self._left)
+        part = data[: self._left]
+        self._left -= len(part)
+        self.is_over = not self._left
+        return part
+
+
+class _ChunkedBody:
+    """A body in chunks; what follows the last of them is not read: the connection ends."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        #: of the chunk that is read, with the two bytes behind it
+        self._left = 0
+        self.is_over = False
+
+    def part(self, data: bytes) -> bytes:
+        """Return what of `data` is the body's; none is left: the connection has ended."""
+        if not data:
+            raise http.client.IncompleteRead(b"")
+        raw, at = self._rest + data, 0
+        found: list[bytes] = []
+        while at < len(raw):
+            if not self._left:
+                end = raw.find(b"\r\n", at, at + MAX_CHUNK_HEAD_BYTES)
+                if end < 0:
+                    break
+                size = _size_of(raw[at:end])
+                if not size:
+                    self.is_over = True
+                    break
+                self._left, at = size + 2, end + 2
+            found.append(raw[at : at + max(0, self._left - 2)])
+            read = min(self._left, len(raw) - at)
+            self._left, at = self._left - read, at + read
+        self._rest = raw[at:]
+        if len(self._rest) > MAX_CHUNK_HEAD_BYTES and not self.is_over:
+            raise http.client.IncompleteRead(b"")
+        return found[0] if len(found) == 1 else b"".join(found)
+
+
+def _size_of(head: bytes) -> int:
+    digits = head.partition(b";")[0].strip()
+    if not digits or digits.strip(b"0123456789abcdefABCDEF"):
+        raise http.client.IncompleteRead(b"")
+    return int(digits, 16)
 
 
 def _connection(question: HttpQuestion) -> http.client.HTTPConnection:

@@ -12,17 +12,20 @@ import http.client
 import json
 import math
 import socket
+import ssl
 import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
 from d8mesh.backends.answer_clocks import ANSWER_CLOCKS
+from d8mesh.backends.answer_loop import ANSWER_LOOP
 from d8mesh.backends.backend import ChatRun
 from d8mesh.core.protocol.chat import Completion, Piece, completion_of
 from d8mesh.errors import (
@@ -53,6 +56,11 @@ BUSY: Final = frozenset({429, 503})
 CONNECT_S: Final = 5.0
 #: How often a wait looks whether it is still wanted, where nothing wakes it.
 WANTED_LOOK_S: Final = 0.1
+
+#: In place of a line, which never holds it: nothing more is there now.
+NOTHING_NOW: Final = b"\n"
+#: So many pieces of an answer are read by its own thread: short ones need no other.
+PIECES_ALONE: Final = 4
 
 _decode: Final = msgspec.json.Decoder().decode
 #: The system's ``struct linger``: on, for 0 seconds.
@@ -106,32 +114,94 @@ def completion(
         BackendTooLargeError: more than `MAX_TEXT_BYTES` of text, or than `max_pieces`.
         BackendError: what the reader came upon.
     """
-    pieces: list[Piece] = []
-    count, size, is_started = 0, 0, False
-    with contextlib.closing(parts(reader, run)) as coming:
+    growing = _GrowingAnswer(reader.service, model, run, max_pieces)
+    with contextlib.closing(_coming(reader, run)) as coming:
         for piece in coming:
-            if not is_started:
-                is_started = True
-                run.on_start(model, None)
-            count += piece.is_sign_of_life
-            size += piece.size_bytes
-            if size > MAX_TEXT_BYTES:
-                sent = f"{reader.service} sent more than {MAX_TEXT_BYTES} bytes of text"
-                raise BackendTooLargeError(sent)
-            if max_pieces is not None and count > max_pieces:
-                raise BackendTooLargeError(
-                    f"{reader.service} generates without end: more tokens than it was asked for"
-                )
-            if len(pieces) >= MAX_PIECES:
-                raise BackendTooLargeError(f"{reader.service} sent more pieces than an answer has")
-            if piece.size_bytes or piece.ending:  # others may come without end
-                pieces.append(piece)
-            run.on_piece(piece)
-    return completion_of(pieces, model)
+            if piece is None:
+                continue
+            growing.take(piece)
+            if growing.count != PIECES_ALONE or piece.ending is not None:
+                continue
+            connection = reader.unblocked()
+            if connection is not None:
+                ANSWER_LOOP.run(connection, partial(growing.take_all, coming))
+    return completion_of(growing.pieces, model)
+
+
+class _GrowingAnswer:
+    """The pieces of an answer so far, within their bounds, each told to who hears it."""
+
+    def __init__(self, service: str, model: str, run: ChatRun, max_pieces: int | None) -> None:
+        self.pieces: list[Piece] = []
+        #: pieces in which something was said
+        self.count = 0
+        self._service, self._model, self._run = service, model, run
+        self._max_pieces = math.inf if max_pieces is None else max_pieces
+        self._size = 0
+        self._is_started = False
+
+    def take(self, piece: Piece) -> None:
+        """Keep a piece, and tell it."""
+        self._keep(piece)
+        self._run.on_piece(piece)
+
+    def take_all(self, coming: Iterable[Piece | None]) -> bool:
+        """Take what is there now, texts in a row as one piece; True: that was the end."""
+        texts: list[str] = []
+        for piece in coming:
+            if piece is None:
+                self._tell(texts)
+                return False
+            self._keep(piece)
+            if piece.is_text:
+                texts.append(piece.text)
+                continue
+            self._tell(texts)
+            self._run.on_piece(piece)
+        self._tell(texts)
+        return True
+
+    def _tell(self, texts: list[str]) -> None:
+        if texts:
+            self._run.on_piece(Piece("".join(texts)))
+            texts.clear()
+
+    def _keep(self, piece: Piece) -> None:
+        if not self._is_started:
+            self._is_started = True
+            self._run.on_start(self._model, None)
+        size = piece.size_bytes
+        self.count += piece.is_sign_of_life
+        self._size += size
+        if self._size > MAX_TEXT_BYTES:
+            sent = f"{self._service} sent more than {MAX_TEXT_BYTES} bytes of text"
+            raise BackendTooLargeError(sent)
+        if self.count > self._max_pieces:
+            raise BackendTooLargeError(
+                f"{self._service} generates without end: more tokens than it was asked for"
+            )
+        if len(self.pieces) >= MAX_PIECES:
+            raise BackendTooLargeError(f"{self._service} sent more pieces than an answer has")
+        if size or piece.ending:  # others may come without end
+            self.pieces.append(piece)
 
 
 def parts(reader: AnswerReader[PartT], run: ChatRun) -> Generator[PartT, None, None]:
+    """Yield what comes until the last. The reader is closed in any case.
+
+    Raises:
+        D8Error: as of `completion`, without the bounds.
+    """
+    with contextlib.closing(_coming(reader, run)) as coming:
+        for part in coming:
+            if part is not None:
+                yield part
+
+
+def _coming(reader: AnswerReader[PartT], run: ChatRun) -> Generator[PartT | None, None, None]:
     """Yield what comes until the last; the one place where the clocks of an answer are looked at.
+
+    None: nothing more is there now, of a reader that is unblocked.
 
     The time that the taker of a part needs is no silence. The reader is closed in any case.
 
@@ -147,6 +217,9 @@ def parts(reader: AnswerReader[PartT], run: ChatRun) -> Generator[PartT, None, N
     try:
         clock.look(time.monotonic())  # it may be too late to ask
         for part in reader.parts():
+            if part is None:
+                yield None
+                continue
             clock.stop()
             yield part
             clock.go_on(is_alive=part.is_sign_of_life)
@@ -222,8 +295,10 @@ class AnswerReader(Generic[PartT]):
         self._is_ended = False
         self._why: D8Error | None = None
 
-    def parts(self) -> Iterator[PartT]:
+    def parts(self) -> Iterator[PartT | None]:
         """Yield what the lines mean until the last, whose part has an ending.
+
+        None: nothing more is there now, once it is unblocked.
 
         Raises:
             D8Error: what `end` was told, what the service says, or that it broke.
@@ -233,6 +308,9 @@ class AnswerReader(Generic[PartT]):
         lines = self._lines(self)
         try:
             for line in lines:
+                if line == NOTHING_NOW:
+                    yield None
+                    continue
                 part = self._piece_of(decoded(line))
                 if not self._is_wanted():
                     break
@@ -270,6 +348,19 @@ class AnswerReader(Generic[PartT]):
             self._socket = connection
             if self._is_ended:
                 shut(connection)
+
+    def unblocked(self) -> socket.socket | None:
+        """Have `parts` wait no longer, from now on.
+
+        Returns:
+            The connection that tells when more has come; None: it has to be waited for.
+        """
+        with self._lock:
+            connection = self._socket
+            if connection is None or isinstance(connection, ssl.SSLSocket):
+                return None
+            connection.setblocking(False)
+            return connection
 
     def guard(self, response: http.client.HTTPResponse) -> None:
         """Let only a plain answer through; raise what another one means."""
@@ -341,9 +432,15 @@ def error_in(content: bytes) -> str:
 def lines_of(
     service: str, chunks: Iterable[bytes], *, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[bytes]:
-    """Yield the lines that are not empty, split at newlines alone, and bounded."""
+    """Yield the lines that are not empty, split at newlines alone, and bounded.
+
+    For an empty chunk `NOTHING_NOW` is yielded.
+    """
     begun, total = bytearray(), 0  # a line that has not ended grows in place, however it is cut
     for chunk in chunks:
+        if not chunk:
+            yield NOTHING_NOW
+            continue
         *lines, rest = chunk.split(b"\n")
         if lines:
             lines[0] = bytes(begun) + lines[0]
