@@ -84,13 +84,18 @@ def chunks_of(response: http.client.HTTPResponse) -> Iterator[bytes]:
         return
     body = _ChunkedBody() if response.chunked else _PlainBody(response.length)
     data: bytes | None = stream.read1(ANSWER_READ_BYTES)  # its buffer may hold what came first
+    is_waiting = True
     while True:
         if data is None:
+            is_waiting = False
             yield b""
-        elif part := body.part(data):
-            yield part
-        if body.is_over:
-            return
+        else:
+            if part := body.part(data):
+                yield part
+            if body.is_over:
+                return
+            if not is_waiting and len(data) < ANSWER_READ_BYTES:
+                yield b""  # that was all: asking again would cost as much as reading
         data = stream.raw.read(ANSWER_READ_BYTES)
 
 
