@@ -27,6 +27,8 @@ import msgspec
 from d8mesh.backends.answer_clocks import ANSWER_CLOCKS
 from d8mesh.backends.answer_loop import ANSWER_LOOP
 from d8mesh.backends.backend import ChatRun
+from d8mesh.backends.growing_answer import GrowingAnswer
+from d8mesh.backends.http_answer import HttpAnswer
 from d8mesh.core.protocol.chat import Completion, Piece, completion_of
 from d8mesh.errors import (
     BackendAnswerError,
@@ -39,10 +41,6 @@ from d8mesh.errors import (
     TaskCancelledError,
 )
 
-#: An answer, thoughts and all: the longest contexts give a few megabytes, a result must hold it.
-MAX_TEXT_BYTES: Final = 8 * 1024 * 1024
-#: Pieces of an answer: those of the longest contexts, each with its own bookkeeping.
-MAX_PIECES: Final = 1_000_000
 #: All bytes of an answer: each token comes with some 150 bytes around it.
 MAX_WIRE_BYTES: Final = 512 * 1024 * 1024
 #: One line of an answer: one token, or the last line with its figures.
@@ -114,7 +112,7 @@ def completion(
         BackendTooLargeError: more than `MAX_TEXT_BYTES` of text, or than `max_pieces`.
         BackendError: what the reader came upon.
     """
-    growing = _GrowingAnswer(reader.service, model, run, max_pieces)
+    growing = GrowingAnswer(reader.service, model, run, max_pieces)
     with contextlib.closing(_coming(reader, run)) as coming:
         for piece in coming:
             if piece is None:
@@ -126,64 +124,6 @@ def completion(
             if connection is not None:
                 ANSWER_LOOP.run(connection, partial(growing.take_all, coming))
     return completion_of(growing.pieces, model)
-
-
-class _GrowingAnswer:
-    """The pieces of an answer so far, within their bounds, each told to who hears it."""
-
-    def __init__(self, service: str, model: str, run: ChatRun, max_pieces: int | None) -> None:
-        self.pieces: list[Piece] = []
-        #: pieces in which something was said
-        self.count = 0
-        self._service, self._model, self._run = service, model, run
-        self._max_pieces = math.inf if max_pieces is None else max_pieces
-        self._size = 0
-        self._is_started = False
-
-    def take(self, piece: Piece) -> None:
-        """Keep a piece, and tell it."""
-        self._keep(piece)
-        self._run.on_piece(piece)
-
-    def take_all(self, coming: Iterable[Piece | None]) -> bool:
-        """Take what is there now, texts in a row as one piece; True: that was the end."""
-        texts: list[str] = []
-        for piece in coming:
-            if piece is None:
-                self._tell(texts)
-                return False
-            self._keep(piece)
-            if piece.is_text:
-                texts.append(piece.text)
-                continue
-            self._tell(texts)
-            self._run.on_piece(piece)
-        self._tell(texts)
-        return True
-
-    def _tell(self, texts: list[str]) -> None:
-        if texts:
-            self._run.on_piece(Piece("".join(texts)))
-            texts.clear()
-
-    def _keep(self, piece: Piece) -> None:
-        if not self._is_started:
-            self._is_started = True
-            self._run.on_start(self._model, None)
-        size = piece.size_bytes
-        self.count += piece.is_sign_of_life
-        self._size += size
-        if self._size > MAX_TEXT_BYTES:
-            sent = f"{self._service} sent more than {MAX_TEXT_BYTES} bytes of text"
-            raise BackendTooLargeError(sent)
-        if self.count > self._max_pieces:
-            raise BackendTooLargeError(
-                f"{self._service} generates without end: more tokens than it was asked for"
-            )
-        if len(self.pieces) >= MAX_PIECES:
-            raise BackendTooLargeError(f"{self._service} sent more pieces than an answer has")
-        if size or piece.ending:  # others may come without end
-            self.pieces.append(piece)
 
 
 def parts(reader: AnswerReader[PartT], run: ChatRun) -> Generator[PartT, None, None]:
@@ -362,7 +302,7 @@ class AnswerReader(Generic[PartT]):
             connection.setblocking(False)
             return connection
 
-    def guard(self, response: http.client.HTTPResponse) -> None:
+    def guard(self, response: HttpAnswer) -> None:
         """Let only a plain answer through; raise what another one means."""
         status, service = response.status, self.service
         if status == 200:
@@ -370,7 +310,7 @@ class AnswerReader(Generic[PartT]):
             if encoding.lower() != "identity":
                 raise BackendAnswerError(f"{service} sent a compressed answer ({encoding[:40]!r})")
             return
-        headers = {name.lower(): value for name, value in response.getheaders()}
+        headers = dict(response.getheaders())
         refusal = RefusedAnswer(status, headers, response.read(MAX_ERROR_BYTES))
         if self._refused is None or 300 <= status < 400:
             error: D8Error = refusal_error(service, refusal)
@@ -470,7 +410,9 @@ def text_of(value: Any) -> str:
     """Return a text of the answer without halves of characters, which JSON can write."""
     if not (value is None or isinstance(value, str)):
         raise TypeError("a text of the answer is none")
-    return (value or "").encode("utf-8", "replace").decode("utf-8")
+    if value is None or value.isascii():
+        return value or ""
+    return value.encode("utf-8", "replace").decode("utf-8")
 
 
 def clean_object(value: Mapping[str, Any]) -> dict[str, Any]:

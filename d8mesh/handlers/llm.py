@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from typing import Final
 
 from d8mesh.backends.backend import ChatRun, LlmService
@@ -85,7 +84,7 @@ def embedding_handlers(
     def embed(data: Data, context: TaskContext) -> object:
         request, started = embedding_request(data), time.monotonic()
         context.raise_if_cancelled()
-        made = service.embed(request, _run(context))
+        made = service.embed(request, _run(context, _TextsTold(context)))
         result: LlmResult = {
             "success": True,
             "output": [list(vector) for vector in made.vectors],
@@ -95,7 +94,7 @@ def embedding_handlers(
             **_where(made.origin),
         }
         if made.timing != Timing():
-            result["timing"] = asdict(made.timing)
+            result["timing"] = _timing(made.timing)
         if request.model != made.model:
             result["model_requested"] = request.model
         if made.extra:
@@ -132,8 +131,7 @@ def _answered(
 ) -> LlmResult:
     started = time.monotonic()
     telling = _PiecesTold(context) if wants_pieces(data) else _TextsTold(context)
-    run = replace(_run(context), on_piece=telling.hear, on_start=telling.start)
-    completion = service.chat(request, run)
+    completion = service.chat(request, _run(context, telling))
     is_another = request.model and plain_name(request.model) != plain_name(completion.model)
     if is_another and not request.is_model_strict:
         warn(
@@ -146,12 +144,14 @@ def _answered(
     return result
 
 
-def _run(context: TaskContext) -> ChatRun:
+def _run(context: TaskContext, telling: _TextsTold | _PiecesTold) -> ChatRun:
     return ChatRun(
         is_cancelled=lambda: context.is_cancelled,
         on_cancel=context.on_cancel,
         deadline_s=context.remaining_s,
         placement=context.placement,
+        on_piece=telling.hear,
+        on_start=telling.start,
     )
 
 
@@ -177,8 +177,11 @@ class _PiecesTold:
         self._origin: LlmResult = {}
 
     def start(self, model: str, origin: Origin | None) -> None:
-        where = {} if origin is None else asdict(origin)
-        self._origin = {"origin": {"model": model, **where}}
+        told: LlmResult = {"model": model}
+        if origin is not None:
+            told["service"], told["machine"] = origin.service, origin.machine
+            told["backend"], told["is_cloud"] = origin.backend, origin.is_cloud
+        self._origin = {"origin": told}
 
     def hear(self, piece: Piece) -> None:
         if told := _told(piece):
@@ -221,7 +224,7 @@ def _result(completion: Completion, request: ChatRequest, duration_s: float) -> 
     if request.model is not None and request.model != completion.model:
         result["model_requested"] = request.model
     if ending.timing != Timing():
-        result["timing"] = asdict(ending.timing)
+        result["timing"] = _timing(ending.timing)
     if ending.finish_reason is FinishReason.LENGTH:
         result["truncated"] = True
     more: LlmResult = {
@@ -233,6 +236,15 @@ def _result(completion: Completion, request: ChatRequest, duration_s: float) -> 
         "ignored": list(completion.ignored),
     }
     return result | {name: value for name, value in more.items() if value}
+
+
+def _timing(timing: Timing) -> LlmResult:
+    return {
+        "load_s": timing.load_s,
+        "prompt_s": timing.prompt_s,
+        "output_s": timing.output_s,
+        "total_s": timing.total_s,
+    }
 
 
 def _usage(completion: Completion) -> LlmResult:

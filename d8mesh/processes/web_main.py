@@ -35,6 +35,7 @@ from d8mesh.doors.rest.api import rest_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
 from d8mesh.doors.waiting import MAX_WAITS, Places
 from d8mesh.edge import logs
+from d8mesh.edge.garbage import collect_seldom
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import bind, port_holder
 from d8mesh.errors import ConfigError, D8Error, NodeClosedError, NotAcknowledgedError
@@ -96,6 +97,7 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     await runner.start()
     await server.start()
     (port,) = server.ports
+    collect_seldom()
     print(json.dumps({"event": "ready", "port": port}), flush=True)
     event(_log, logging.INFO, "web.up", port=port, broker=broker)
     await asyncio.wait((alive,))

@@ -18,6 +18,7 @@ from d8mesh.backends import configured, ollama_at
 from d8mesh.config import PORTS_END, STATUS_PORT_TRIES, Config
 from d8mesh.core.protocol.addresses import LOOPBACK
 from d8mesh.edge import data_folder, logs
+from d8mesh.edge.garbage import collect_seldom
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import usable_addresses
 from d8mesh.errors import ConfigError, D8Error
@@ -67,6 +68,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
     worker.register("evolution_mutation", evolution_mutation)
     for module in options.tasks or ():
         load(module, worker)
+    if not options.tasks:  # of what others' handlers make nothing is known
+        collect_seldom()
     with contextlib.ExitStack() as at_end:
         failures, lines = PatientConsole(), PatientConsole(say_wrapped)
         at_end.callback(lines.close)

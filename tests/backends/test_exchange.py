@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from d8mesh.backends.backend import ChatRun
-from d8mesh.backends.exchange import HttpQuestion, answer_to, chunks_of
+from d8mesh.backends.exchange import HttpQuestion, answer_to
 from d8mesh.backends.openai.endpoint import Whole
 from d8mesh.backends.streaming import AnswerReader, parts
 from d8mesh.errors import BackendAnswerError, BackendError, BackendUnavailableError
@@ -51,7 +51,7 @@ def service(answer: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
 def asked(question: HttpQuestion) -> Any:
     def lines(reader: AnswerReader[Whole]) -> Iterator[bytes]:
         with answer_to(question, reader) as response:
-            yield b"".join(chunks_of(response))
+            yield b"".join(response.chunks())
 
     run = ChatRun(is_cancelled=lambda: False, deadline_s=PATIENCE_S)
     reader = AnswerReader("It", question.url, lines=lines, piece_of=Whole)
@@ -133,7 +133,7 @@ def test_an_answer_that_ends_with_its_connection_can_be_ended_too() -> None:
 
         def lines(reader: AnswerReader[Whole]) -> Iterator[bytes]:
             with answer_to(question, reader) as response:
-                for chunk in chunks_of(response):
+                for chunk in response.chunks():
                     has_begun.set()
                     yield chunk
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from d8mesh.backends.embedded.process import ModelProcess
-from d8mesh.backends.exchange import HttpQuestion, answer_to, chunks_of
+from d8mesh.backends.exchange import HttpQuestion, answer_to
 from d8mesh.backends.streaming import (
     NOTHING_NOW,
     AnswerReader,
@@ -124,7 +124,7 @@ def posted(
         url=process.url + path, body=body, headers={"Authorization": f"Bearer {process.key}"}
     )
     with answer_to(question, reader) as response:
-        yield from lines_of(LLAMA_CPP, chunks_of(response), **bounds)
+        yield from lines_of(LLAMA_CPP, response.chunks(), **bounds)
 
 
 def refused(refusal: RefusedAnswer, *, is_must: bool) -> D8Error:

@@ -148,7 +148,7 @@ class OllamaBackend:
             run = replace(run, token_gap_s=max(run.token_gap_s, run.first_token_s))
         most = 2 * max_output_tokens(request, self._defaults) + SPARE_PIECES
         calls = chosen_calls(request.more)
-        asked = replace(request, more=calls.more)
+        asked = request if calls.more == request.more else replace(request, more=calls.more)
 
         def ask(run: ChatRun) -> Completion:
             url, loading = self._chat_target(asked, run.placement)
@@ -157,7 +157,7 @@ class OllamaBackend:
             reader = asking(sent, calls.reading(AnswerLines().piece_of))
             with self._doubted():
                 done = completion(reader, loading.model, run, max_pieces=most)
-            return replace(done, ignored=calls.ignored)
+            return replace(done, ignored=calls.ignored) if calls.ignored else done
 
         return self._asked(ask, run)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from http.client import HTTPResponse
 from typing import Any, Final
 
-from d8mesh.backends.exchange import HttpQuestion, answer_to, chunks_of
+from d8mesh.backends.exchange import HttpQuestion, answer_to
+from d8mesh.backends.http_answer import HttpAnswer
 from d8mesh.backends.ollama.faults import SERVICE, refused
 from d8mesh.backends.streaming import MAX_LINE_BYTES, AnswerReader, PartT, lines_of
 from d8mesh.errors import BackendTooLargeError
@@ -50,16 +50,14 @@ def asking(question: OllamaRequest, piece_of: Callable[[Any], PartT]) -> AnswerR
             if question.whole_bytes:
                 yield _whole(response, question.whole_bytes)
             else:
-                yield from lines_of(
-                    SERVICE, chunks_of(response), max_line_bytes=question.line_bytes
-                )
+                yield from lines_of(SERVICE, response.chunks(), max_line_bytes=question.line_bytes)
 
     return AnswerReader(SERVICE, question.url, lines=lines, piece_of=piece_of, refused=refused)
 
 
-def _whole(response: HTTPResponse, max_bytes: int) -> bytes:
+def _whole(response: HttpAnswer, max_bytes: int) -> bytes:
     found = bytearray()
-    for chunk in chunks_of(response):
+    for chunk in response.chunks():
         found += chunk
         if len(found) > max_bytes:
             raise BackendTooLargeError(f"{SERVICE} sent more than {max_bytes} bytes")

@@ -10,10 +10,10 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from http.client import HTTPResponse
 from typing import Any, Final
 
-from d8mesh.backends.exchange import HttpQuestion, answer_to, chunks_of
+from d8mesh.backends.exchange import HttpQuestion, answer_to
+from d8mesh.backends.http_answer import HttpAnswer
 from d8mesh.backends.openai.answers import END, events
 from d8mesh.backends.openai.faults import ServiceFault, fault_in
 from d8mesh.backends.reach import leaves_lan, outside_error
@@ -92,7 +92,7 @@ class Endpoint:
             if self.stays_in_lan and leaves_lan(self.url):
                 raise outside_error(self.title, self.url)
             with answer_to(question, reader) as response:
-                hearing.headers({k.lower(): v for k, v in response.getheaders()})
+                hearing.headers(dict(response.getheaders()))
                 yield from self._lines(response, max_bytes)
 
         def refused(refusal: RefusedAnswer) -> D8Error:
@@ -118,13 +118,13 @@ class Endpoint:
                 self._tls = ssl.create_default_context()
             return self._tls
 
-    def _lines(self, response: HTTPResponse, max_bytes: int) -> Iterator[bytes]:
+    def _lines(self, response: HttpAnswer, max_bytes: int) -> Iterator[bytes]:
         kind = response.getheader("content-type", "").partition(";")[0].strip().lower()
         if kind == _EVENTS:
-            yield from events(lines_of(self.title, chunks_of(response)))
+            yield from events(lines_of(self.title, response.chunks()))
             return
         content = bytearray()
-        for chunk in chunks_of(response):
+        for chunk in response.chunks():
             content += chunk
             if len(content) > max_bytes:
                 raise BackendTooLargeError(f"{self.title} sent more than an answer may hold")

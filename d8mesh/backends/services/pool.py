@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Final
 
 from msgspec import structs
@@ -55,10 +56,13 @@ _FIGURES: Final = (
     "prompt_tokens",
     "output_tokens",
 )
-_TOLD_AT_ONCE: Final = tuple(
-    name
-    for name in OfferedModel.__struct_fields__
-    if name not in (*_FIGURES, "budget", "expires_s")
+_figures: Final = attrgetter(*_FIGURES)
+_told_at_once: Final = attrgetter(
+    *(
+        name
+        for name in OfferedModel.__struct_fields__
+        if name not in (*_FIGURES, "budget", "expires_s")
+    )
 )
 
 
@@ -367,15 +371,12 @@ def is_worth_telling(before: OfferedModel, now: OfferedModel, elapsed_s: float =
         return True
     if now.expires_s > 0 and abs(before.expires_s - elapsed_s - now.expires_s) > EXPIRY_TOLD_S:
         return True
-    if any(getattr(before, name) != getattr(now, name) for name in _TOLD_AT_ONCE):
+    if _told_at_once(before) != _told_at_once(now):
         return True
     if _lasting(before) != _lasting(now):
         return True
-    for name in _FIGURES:
-        old, new = getattr(before, name), getattr(now, name)
-        if abs(new - old) > WORTH_TELLING * old:
-            return True
-    return False
+    figures = zip(_figures(before), _figures(now), strict=True)
+    return any(abs(new - old) > WORTH_TELLING * old for old, new in figures)
 
 
 def _is_kept_otherwise(before_s: float, now_s: float, elapsed_s: float) -> bool:

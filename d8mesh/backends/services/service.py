@@ -245,10 +245,9 @@ class Service:
 
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return the answer of this service; see `Backend.chat`."""
-        placed, model = self._placed(run, request.models)
-        tokens = _tokens_of(request)
-        if not request.more.get("tools"):  # a call of one comes whole
-            placed = replace(placed, first_token_s=self._first_token_s(model, tokens))
+        model, tokens = self._model(run, request.models), _tokens_of(request)
+        has_tools = bool(request.more.get("tools"))
+        first_token_s = self._first_token_s(model, tokens, has_tools=has_tools)
         measured = self._meters.measured(model, prompt_tokens=tokens)
 
         def hear(piece: Piece) -> None:
@@ -260,17 +259,28 @@ class Service:
                 measured.hear()
             run.on_piece(piece)
 
-        def start(model: str, _: Origin | None) -> None:
-            run.on_start(model, self._origin())
+        origin = self._origin()
 
+        def start(model: str, _: Origin | None) -> None:
+            run.on_start(model, origin)
+
+        placed = replace(
+            run,
+            first_token_s=first_token_s,
+            token_gap_s=self._clocks.token_gap_s,
+            on_piece=hear,
+            on_start=start,
+        )
         with self._looked_at_after_failure(), measured:
-            done = self.backend.chat(request, replace(placed, on_piece=hear, on_start=start))
+            done = self.backend.chat(request, placed)
             measured.answered(done.ending.usage, done.ending.timing)
-        return replace(done, origin=self._origin())
+        return replace(done, origin=origin)
 
     def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
         """Return the vectors of this service; see `Backend.embed`."""
-        placed, model = self._placed(run, (request.model,))
+        model = self._model(run, (request.model,))
+        clocks = self._clocks
+        placed = replace(run, first_token_s=clocks.first_token_s, token_gap_s=clocks.token_gap_s)
         tokens = sum(map(len, request.texts)) // BYTES_PER_TOKEN
         measured = self._meters.measured(model, prompt_tokens=tokens, is_streamed=False)
         with self._looked_at_after_failure(), measured:
@@ -321,19 +331,20 @@ class Service:
             self.needs_look.set()
             raise
 
-    def _placed(self, run: ChatRun, wished: Sequence[str]) -> tuple[ChatRun, str]:
+    def _model(self, run: ChatRun, wished: Sequence[str]) -> str:
+        if run.placement and run.placement.model:
+            return run.placement.model
         there = (own for name in wished if (own := self.has(name)) is not None)
-        model = run.placement.model if run.placement else next(there, "")
-        placed = replace(
-            run,
-            first_token_s=self._clocks.first_token_s,
-            token_gap_s=self._clocks.token_gap_s,
-        )
-        return placed, model or self.seen.default
+        return next(there, "") or self.seen.default
 
-    def _first_token_s(self, model: str, prompt_tokens: int) -> float:
-        """Return how long the first token may take: of a loaded model that is known, not long."""
+    def _first_token_s(self, model: str, prompt_tokens: int, *, has_tools: bool) -> float:
+        """Return how long the first token may take: of a loaded model that is known, not long.
+
+        A call of a tool comes whole.
+        """
         most_s = self._clocks.first_token_s
+        if has_tools:
+            return most_s
         expected_s = self._meters.expected_first_s(model, prompt_tokens)
         if not expected_s or not self.is_loaded(model):
             return most_s
