@@ -39,10 +39,8 @@ class AnswerLoop:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._new: list[_OpenAnswer] = []
-        self._is_there = False
-        self._woken, self._wake = socket.socketpair()
-        for end in (self._woken, self._wake):
-            end.setblocking(False)
+        #: tells the thread of new ones; None: there is no thread
+        self._wake: socket.socket | None = None
 
     def run(self, connection: socket.socket, take: Callable[[], bool]) -> None:
         """Call `take` whenever something has come, until it says that this was the end.
@@ -60,30 +58,39 @@ class AnswerLoop:
         answer = _OpenAnswer(connection, take)
         with self._lock:
             self._new.append(answer)
-            if not self._is_there:
-                self._start()
-        with contextlib.suppress(BlockingIOError):  # it is full: the thread is awake
-            self._wake.send(b"\0")
+            wake = self._wake or self._start()
+            with contextlib.suppress(BlockingIOError):  # it is full: the thread is awake
+                wake.send(b"\0")
         answer.is_over.wait()
         if answer.error is not None:
             raise answer.error
 
-    def _start(self) -> None:
-        self._is_there = True
+    def _start(self) -> socket.socket:
+        woken, self._wake = socket.socketpair()
+        for end in (woken, self._wake):
+            end.setblocking(False)
+        serving = threading.Thread(target=self._serve, args=(woken,), name="answers", daemon=True)
         try:
-            threading.Thread(target=self._serve, name="answers", daemon=True).start()
+            serving.start()
         except RuntimeError:
-            self._is_there = False
             self._new.pop()
+            self._end()
+            woken.close()
             raise
+        return self._wake
 
-    def _serve(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._woken, selectors.EVENT_READ)
+    def _end(self) -> None:
+        if self._wake is not None:
+            self._wake.close()
+            self._wake = None
+
+    def _serve(self, woken: socket.socket) -> None:
+        with woken, selectors.DefaultSelector() as selector:
+            selector.register(woken, selectors.EVENT_READ)
             while self._has_any(selector):
                 for key, _ in selector.select():
                     if key.data is None:
-                        self._woken.recv(4096)
+                        woken.recv(4096)
                     elif _is_over(key.data):
                         selector.unregister(key.fileobj)
                         key.data.is_over.set()
@@ -93,10 +100,12 @@ class AnswerLoop:
         """Take in what is new; False: there is nothing to read, and the thread ends."""
         with self._lock:
             new, self._new = self._new, []
-            self._is_there = bool(new) or len(selector.get_map()) > 1
+            if not new and len(selector.get_map()) == 1:
+                self._end()
+                return False
         for answer in new:
             selector.register(answer.connection, selectors.EVENT_READ, answer)
-        return self._is_there
+        return True
 
 
 def _is_over(answer: _OpenAnswer) -> bool:

@@ -66,7 +66,7 @@ async def _written(source: Source, form: EventFormat) -> AsyncGenerator[bytes, N
 
 
 def json_line(body: Mapping[str, Any] | str) -> bytes:
-    """Return a body, or a text in one, as JSON that no reader takes for several lines; without a line's end."""
+    """Return a body, or a text in one, as JSON that no reader takes for several lines."""
     line = _encoder.encode(body)
     if not line.isascii():
         for separator, escaped in _SEPARATORS:
