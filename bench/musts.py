@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from bench import backlog, doors, latency, llm, recovery, rest, start, throughput, workers
+from bench import backlog, batches, doors, latency, llm, recovery, rest, start, throughput, workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,19 @@ def _over_peer(peer: str, must: float, goal: float) -> Must:
         row=peer,
         column="64 B, 2 workers",
         is_more_better=True,
+    )
+
+
+def _memory_of_a_batch(process: str) -> Must:
+    return Must(
+        text=f"most memory of the {process} process in a batch of 50,000 lines and 200 MB",
+        must=300,
+        goal=100,
+        unit="MB",
+        scenario="batches",
+        table=batches.MEMORY,
+        row=process,
+        column="peak",
     )
 
 
@@ -320,4 +333,5 @@ MUSTS: Final[tuple[Must, ...]] = (
         row=doors.OPENAI_DOOR,
         column="gap p99, ms",
     ),
+    *(_memory_of_a_batch(name) for name in ("broker", "web")),
 )

@@ -62,12 +62,16 @@ def page(told: dict[str, Any], pictures: Sequence[str] = ()) -> str:
 
 
 def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return several runs as one: the first's machine, each scenario of the latest that has it."""
+    """Return several runs as one: the first's machine, each scenario of the latest that has it.
+
+    A scenario that was measured on another machine, or with other versions, says so itself.
+    """
     whole = dict(runs[0])
     whole["scenarios"] = {}
     whole["failed"] = {name: why for run in runs for name, why in run.get("failed", {}).items()}
     for run in runs:
-        whole["scenarios"] |= run["scenarios"]
+        own = {} if _place(run["machine"]) == _place(whole["machine"]) else {"on": run["machine"]}
+        whole["scenarios"] |= {name: {**own, **each} for name, each in run["scenarios"].items()}
     whole["command"] = "`, `".join(run["command"] for run in runs)
     ordered = [name for name in TITLES if name in whole["scenarios"]]
     whole["scenarios"] = {name: whole["scenarios"][name] for name in ordered}
@@ -113,14 +117,13 @@ def _table(table: Table) -> list[str]:
 
 def _about(told: dict[str, Any]) -> list[str]:
     machine = told["machine"]
-    memory_gb = machine["memory_bytes"] / 2**30
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    hardware, versions = _place(machine)
     return [
         "| | |",
         "| --- | --- |",
         f"| command | `{told['command']}` |",
         f"| date | {told['started_at']} |",
-        f"| machine | {machine['cpu']}, {machine['cores']} cores, {memory_gb:.0f} GB |",
+        f"| machine | {hardware} |",
         f"| system | {machine['system']}, {machine['file_system']} |",
         f"| disk | fsync of an append: {machine['fsync_p50_ms']:.2f} ms p50 |",
         f"| versions | {versions} |",
@@ -128,11 +131,20 @@ def _about(told: dict[str, Any]) -> list[str]:
     ]
 
 
+def _place(machine: dict[str, Any]) -> tuple[str, str]:
+    """Return a machine in words, and the versions of what ran there."""
+    memory_gb = machine["memory_bytes"] / 2**30
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['cpu']}, {machine['cores']} cores, {memory_gb:.0f} GB", versions
+
+
 def _made(name: str, about: dict[str, Any]) -> str:
     """Return what made a scenario's figures, and when."""
     size = f" at {about['scale']:.0%} of the full size" if about["scale"] < 1 else ""
+    place = f" on {' with '.join(_place(about['on']))}," if "on" in about else ""
+    rounds = f"{about['rounds']} round{'s' if about['rounds'] > 1 else ''}"
     return (
-        f"`python3 start_d8.py bench {name}`, {about['rounds']} rounds{size}, from "
+        f"`python3 start_d8.py bench {name}`, {rounds}{size},{place} from "
         f"{about['started_at']}; took {about['seconds']:.0f} s, load average before: "
         f"{about['load_before']:.2f}, cores taken by others: {about['busy_before']:.0%}; "
         f"the host gave {about['stolen_s']:.0f} s of processor time to others meanwhile."

@@ -10,7 +10,8 @@ from typing import Any, Final
 import pytest
 
 from d8mesh.config import Config
-from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY
+from d8mesh.core.broker.patience import HOPELESS_S
+from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY, MAX_MODELS
 from d8mesh.doors.anthropic.door import anthropic_door
 from d8mesh.doors.anthropic.message_request import MESSAGE_REQUEST_FIELDS
 from d8mesh.doors.batches.creation import BATCH_PRIORITY
@@ -22,13 +23,15 @@ from d8mesh.doors.llm.chats import MAX_CHATS, MAX_OF_ADDRESS, Chats
 from d8mesh.doors.llm.delivered import KEYED_KEPT_S
 from d8mesh.doors.llm.streamed import SSE_SILENCE_S
 from d8mesh.doors.ollama.routes import ollama_door
+from d8mesh.doors.openai.completion_request import MAX_PROMPTS
 from d8mesh.doors.openai.embedding_request import MAX_INPUTS
 from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.doors.openai.responses_request import REFUSED_IN_RESPONSES
 from d8mesh.doors.openai.routes import openai_door
+from d8mesh.doors.openai.sampling import MAX_CHOICES
 from d8mesh.http.codings import MAX_DECODED_BYTES
 from d8mesh.http.origins import no_origin
-from d8mesh.http.routes import MAX_BODY_BYTES
+from d8mesh.http.routes import MAX_BODY_BYTES, SMALL_BODY_BYTES
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.groups import MAX_KEY_CHARS
 from tests.doors.llm_mesh import CHAT, LlmMesh, llm_mesh, machine
@@ -92,6 +95,11 @@ def test_every_field_of_a_message_is_told() -> None:
         f"without it {INTERACTIVE_PRIORITY},",
         f"tasks that say nothing (5) and batches ({BATCH_PRIORITY})",
         f"up to {MAX_KEY_CHARS} characters",
+        f"With `n` (up to {MAX_CHOICES}) each choice is a task",
+        f"all prompts of a completion together are {MAX_PROMPTS} at most",
+        f"up to {MAX_MODELS - 1} names, separated by commas",
+        f"those that ask for no answer up to {SMALL_BODY_BYTES // MIB} MB",
+        f"or when all that have the model were paused or away for {HOPELESS_S:g} s",
         f"comments every {SSE_SILENCE_S:g} s",
         f"{MAX_CHATS:,} may be open at once, {MAX_OF_ADDRESS:,} of one address",
         f"for {KEYED_KEPT_S / 60:g} minutes more",

@@ -24,7 +24,7 @@ from tests.task_context import Context
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "TASKS.md").read_text("utf-8")
 #: What the worker, not the handler, puts into a result.
-BY_WORKER = {"error", "worker_id", "duration_s"}
+BY_WORKER = {"code", "error", "worker_id", "duration_s"}
 TYPES = (
     "agent_action", "code_generation", "generate", "embed", "evolution_crossover",
     "evolution_mutation", "echo",

@@ -236,14 +236,16 @@ class _BatchRunning:
         source = TaskSource(BATCH_COMMAND).text()
         asking = Asking(node, ALL_AT_ONCE, take, priority=self._options.priority, source=source)
         looking = asyncio.create_task(self._look(node, asking, progress))
+        running = asyncio.create_task(asking.run(_grouped(self._groups(answers, key, wanted))))
         try:
-            await asking.run(_grouped(self._groups(answers, key, wanted)))
+            await asyncio.shield(running)
         except asyncio.CancelledError:
             if self._out is None:  # nobody could fetch it
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asking.stop()
+                await asking.stop()  # before the end of `run`, which knows what is under way
             raise
         finally:
+            running.cancel()
+            await asyncio.wait([running])
             looking.cancel()
             delivered.tell()
 

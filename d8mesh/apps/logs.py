@@ -24,7 +24,7 @@ MAX_TAIL_BYTES: Final = 5_000_000
 FILES_LOOK_S: Final = 0.3
 INTERRUPTED: Final = 130
 #: A line of ours begins so; other lines belong to the one before (a traceback).
-_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ")
+_STAMP: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ")
 
 
 @dataclass(slots=True)
@@ -113,8 +113,8 @@ def newest(of_files: Sequence[list[Entry]], count: int | None) -> Iterator[str]:
 def _entries(content: bytes) -> list[Entry]:
     entries: list[Entry] = []
     for line in content.decode("utf-8", "replace").split("\n") if content else ():
-        if _TIME.match(line) or not entries:
-            entries.append(Entry(line[:24] if _TIME.match(line) else ""))
+        if _STAMP.match(line) or not entries:
+            entries.append(Entry(line[:24] if _STAMP.match(line) else ""))
         entries[-1].lines.append(line)
     if entries and not entries[0].time:
         del entries[0]  # its beginning lies further up

@@ -1,8 +1,8 @@
 """One question over HTTP and its answer, on a connection that an `AnswerReader` can end.
 
 It follows no redirects, uses no proxies, takes no keys from the environment, and costs an eighth of
-what larger clients do. Each answer has a connection of its own, whose end tells the service to
-stop.
+what larger clients do. Each answer has a connection of its own while it lasts, whose end tells the
+service to stop.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
+from d8mesh.backends.answer_clocks import ANSWER_CLOCKS
 from d8mesh.backends.http_answer import HttpAnswer
+from d8mesh.backends.kept_connections import KeptConnections
 from d8mesh.backends.streaming import CONNECT_S, AnswerReader, PartT
 from d8mesh.errors import BackendUnavailableError
 
 #: Addresses of services whose parts are remembered.
 _MAX_URLS: Final = 256
+KEPT: Final = KeptConnections(ANSWER_CLOCKS)
 _IPV4: Final = re.compile(r"\d{1,3}(\.\d{1,3}){3}", re.ASCII)
 
 
@@ -39,11 +42,13 @@ class HttpQuestion:
     headers: Mapping[str, str] = field(default_factory=dict)
     #: what proves the other side; None: the system's roots
     tls: ssl.SSLContext | None = None
+    #: its connection may have another question after it; not with `tls`
+    may_be_kept: bool = False
 
 
 @contextlib.contextmanager
 def answer_to(question: HttpQuestion, reader: AnswerReader[PartT]) -> Iterator[HttpAnswer]:
-    """Yield the answer, if it is a plain one; its connection ends in any case.
+    """Yield the answer, if it is a plain one; its connection ends if the answer has not.
 
     Raises:
         BackendUnavailableError: nobody is there.
@@ -51,19 +56,28 @@ def answer_to(question: HttpQuestion, reader: AnswerReader[PartT]) -> Iterator[H
         OSError, http.client.HTTPException: the connection broke.
     """
     parts, request = _split(question.url), _request(question)
+    place = (parts.hostname or "", parts.port or 0)
+    connection = KEPT.take(place) if question.may_be_kept else None
+    if connection is None:
+        try:
+            connection = _connection(parts, question.tls)
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
+            raise BackendUnavailableError(
+                f"{reader.service} does not answer at {reader.url}"
+            ) from error
+    answer: HttpAnswer | None = None
     try:
-        connection = _connection(parts, question.tls)
-    except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
-        raise BackendUnavailableError(
-            f"{reader.service} does not answer at {reader.url}"
-        ) from error
-    with connection:
         reader.connected(connection)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have said why
             connection.sendall(request)
         answer = HttpAnswer(connection)
         reader.guard(answer)
         yield answer
+    finally:
+        if answer is not None and question.may_be_kept and not reader.is_broken_off:
+            KEPT.keep(place, connection, answer)
+        else:
+            connection.close()
 
 
 @lru_cache(_MAX_URLS)
@@ -108,7 +122,7 @@ def _request(question: HttpQuestion) -> bytes:
         f"{question.method} {path} HTTP/1.1",
         f"Host: {parts.netloc.rpartition('@')[2]}",
         "Accept-Encoding: identity",
-        "Connection: close",
+        f"Connection: {'keep-alive' if question.may_be_kept else 'close'}",
         *(f"{name}: {value}" for name, value in question.headers.items()),
     ]
     if question.body is not None:

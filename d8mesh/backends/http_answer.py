@@ -15,7 +15,7 @@ from typing import Final
 #: Asked of the system at once; what is there comes, be it less.
 RECEIVED_BYTES: Final = 64 * 1024
 #: Of a status, a header, the size of a chunk; and headers of one answer (those of `http.client`).
-MAX_LINE_BYTES: Final = 65536
+MAX_HEAD_LINE_BYTES: Final = 65536
 MAX_HEADERS: Final = 100
 #: Answers before the one that counts: "100 Continue" and the like.
 MAX_EARLY_ANSWERS: Final = 10
@@ -37,7 +37,7 @@ class HttpAnswer:
         self._connection = connection
         #: what has come, and how much of it was read
         self._buffer, self._at = b"", 0
-        self.status = 0
+        self.status, self._version = 0, ""
         self._headers: list[tuple[str, str]] = []
         for _ in range(MAX_EARLY_ANSWERS):
             self._read_head()
@@ -90,6 +90,25 @@ class HttpAnswer:
                 break
         return bytes(found[:most])
 
+    @property
+    def may_be_followed(self) -> bool:
+        """Whether another answer can come over the connection once this one is spent."""
+        is_framed = self._is_chunked or self._left is not None or self.is_over
+        is_last = "close" in self.getheader("connection").lower()
+        return self.status == 200 and self._version == "HTTP/1.1" and is_framed and not is_last
+
+    def is_spent(self) -> bool:
+        """Read to the end what has no content any more; return whether that was all.
+
+        Raises:
+            BlockingIOError: the connection does not wait, and the end has not come.
+            OSError, http.client.HTTPException: it broke off.
+        """
+        while not self.is_over:
+            if self._parts().strip():
+                return False
+        return self._at == len(self._buffer)
+
     # ------------------------------------------------------------------ the head
 
     def _read_head(self) -> None:
@@ -98,7 +117,7 @@ class HttpAnswer:
         code = rest[:3]
         if not version.startswith("HTTP/") or not (code.isascii() and code.isdigit()):
             raise http.client.BadStatusLine(status[:100])
-        self.status = int(code)
+        self.status, self._version = int(code), version
         if self.status < 100:
             raise http.client.BadStatusLine(status[:100])
         self._headers = []
@@ -189,14 +208,14 @@ class HttpAnswer:
         while end < 0:
             self._buffer, begun = self._buffer[self._at :], len(self._buffer) - self._at
             self._at = 0
-            if begun > MAX_LINE_BYTES:
+            if begun > MAX_HEAD_LINE_BYTES:
                 raise http.client.LineTooLong("an answer's line")
             more = self._connection.recv(RECEIVED_BYTES)
             if not more:
                 raise http.client.RemoteDisconnected("the connection ended before the answer")
             self._buffer += more
             end = self._buffer.find(b"\n", begun)
-        if end - self._at > MAX_LINE_BYTES:
+        if end - self._at > MAX_HEAD_LINE_BYTES:
             raise http.client.LineTooLong("an answer's line")
         line, self._at = self._buffer[self._at : end], end + 1
         return line.rstrip(b"\r").decode("latin-1")

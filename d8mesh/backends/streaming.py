@@ -279,6 +279,11 @@ class AnswerReader(Generic[PartT]):
             self._is_ended = True
             shut(self._socket)
 
+    @property
+    def is_broken_off(self) -> bool:
+        """Whether somebody has ended its connection."""
+        return self._is_ended
+
     def _is_wanted(self) -> bool:
         return not self._is_ended
 

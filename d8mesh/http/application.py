@@ -25,6 +25,9 @@ MAX_ADDRESS_CHARS: Final = 4096
 #: Bytes of bodies and answers that are under way at the same time: of what comes beyond that,
 #: what is large is refused.
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
+#: What programs leave out of a base URL, and how many parts of a path they may have too much.
+BASES: Final = ("/v1", "/api")
+MAX_TOO_MUCH: Final = 3
 #: Names of the only charset of JSON, and of a part of it.
 _UTF_8: Final = frozenset({"utf-8", "utf8", "us-ascii"})
 _log: Final = logging.getLogger("d8mesh.http")
@@ -49,6 +52,13 @@ class Application:
             for route in door.routes
         ]
         self._matcher = Map(rules, strict_slashes=False, merge_slashes=False).bind("d8")
+        #: of paths without variables: found at once
+        self._plain = {
+            (route.method, route.rule): (door, route)
+            for door in reversed(doors)
+            for route in reversed(door.routes)
+            if "<" not in route.rule
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
         """Serve one request (ASGI)."""
@@ -84,6 +94,9 @@ class Application:
     def _find(self, request: Request) -> tuple[Door, _Matched | Refusal]:
         """Return what is asked for, or why there is none, and the door whose business that is."""
         path = request.path
+        plain = self._plain.get((request.method, path))
+        if plain is not None and len(request.query_string) <= MAX_ADDRESS_CHARS:
+            return plain[0], (plain[1], {})
         if len(path) > MAX_ADDRESS_CHARS or len(request.query_string) > MAX_ADDRESS_CHARS:
             refusal = Refusal("http.url_too_long", f"at most {MAX_ADDRESS_CHARS} characters")
             return self._door_at(path), refusal
@@ -100,8 +113,27 @@ class Application:
                 headers={"Allow": allowed},
             )
         except HTTPException:
-            refusal = Refusal("http.not_found", f"there is nothing at {quote(path[:100])}")
-            return self._door_at(path), refusal
+            told, near = f"there is nothing at {quote(path[:100])}", self._near(path)
+            if near:
+                told += f": expected {quote(near[:100])}; is the base URL right?"
+            return self._door_at(near or path), Refusal("http.not_found", told)
+
+    def _near(self, path: str) -> str:
+        """Return the path that is meant where a base URL has too little or too much; or ""."""
+        parts = path.strip("/").split("/", MAX_TOO_MUCH + 1)
+        less = ["/" + "/".join(parts[start:]) for start in range(1, len(parts))]
+        more = [base + path for base in BASES]
+        meant = [each for each in less if each.startswith(BASES)] + more
+        return next((each for each in meant if self._is_there(each)), "")
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            self._matcher.match(path, method="GET")
+        except MethodNotAllowed:
+            return True
+        except HTTPException:
+            return False
+        return True
 
     def _door_at(self, path: str) -> Door:
         for prefix, door in self._prefixes:

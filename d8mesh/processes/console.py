@@ -46,6 +46,7 @@ class OrchestratorConsole:
         addresses = addresses_of(self._config)
         urls = [endpoint(address, web_port, "http") for address in addresses]
         self._row(tr("open"), *(f"{url}/health" for url in urls))
+        self._row(tr("programs"), self._programs(urls[0]))
         self._row(tr("other machines"), *self._hints(addresses[0], urls[0]))
         self._row(tr("data"), str(self._folder))
         self._row(tr("logs"), str(self._folder / "logs"))
@@ -91,6 +92,15 @@ class OrchestratorConsole:
     def stopped(self) -> None:
         """Say that it has ended."""
         self._say_tr("orchestrator stopped")
+
+    def _programs(self, url: str) -> str:
+        """Return what programs that know an Ollama or OpenAI are told."""
+        places = {"url": url, "openai": f"{url}/v1"}
+        if self._config.mesh_key is None:
+            return tr("OLLAMA_HOST={url} or base_url={openai}, any API key", **places)
+        return tr(
+            "OLLAMA_HOST={url} or base_url={openai}; elsewhere the API key is D8_MESH_KEY", **places
+        )
 
     def _hints(self, address: str, url: str) -> Iterator[str]:
         if is_loopback(address):

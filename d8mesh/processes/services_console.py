@@ -87,7 +87,10 @@ class ServicesConsole:
         self._had.add(seen.url)
         self._tell(back + _offer_of(service, types))
         self._tell(_BELOW + _slots_of(service))
-        for name, why in list(seen.unfit.items())[:MAX_SHOWN_MODELS]:
+        if seen.embedders:
+            self._tell(_BELOW + tr("embed with {models}", models=_shortened(seen.embedders)))
+        unfit = [each for each in seen.unfit.items() if each[0] not in seen.embedders]
+        for name, why in unfit[:MAX_SHOWN_MODELS]:
             told = tr("{model} is not offered: it {why}", model=name, why=translated(why))
             self._tell(_BELOW + told)
 

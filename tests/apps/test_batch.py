@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from d8mesh.apps.status import ask
 from tests.doors.llm_mesh import CHAT, EMBEDDER, LlmMesh, llm_mesh, machine
 from tests.end_to_end.processes import until
 
@@ -78,6 +79,10 @@ def prompts(count: int, text: str = "say 3 words") -> list[dict[str, Any]]:
     return [{"prompt": text, "id": f"c{n}", "model": CHAT} for n in range(1, count + 1)]
 
 
+def listed(mesh: LlmMesh) -> list[dict[str, Any]]:
+    return list(ask(mesh.url, "/api/tasks?limit=1000")["tasks"])
+
+
 def test_every_prompt_has_its_answer_in_order(batch: Batch) -> None:
     batch.write(prompts(30))
     code, out, err = batch.run("in.jsonl", "--out", "out.jsonl", "--json")
@@ -139,6 +144,22 @@ def test_who_stops_with_ctrl_c_is_told_how_to_go_on_and_loses_nothing(batch: Bat
     code, _, err = batch.run("in.jsonl", "--out", "out.jsonl")
     assert (code, "are answered already" in err) == (0, True)
     assert [row["id"] for row in batch.answers()] == [f"c{n}" for n in range(1, 41)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signal to a child")
+def test_ctrl_c_without_out_cancels_what_nobody_could_fetch(batch: Batch, mesh: LlmMesh) -> None:
+    batch.write(prompts(40, "say 400 words"))
+    before = {task["task_id"] for task in listed(mesh)}
+    process = batch.start("in.jsonl")
+    assert process.stdout is not None
+    process.stdout.readline()  # the first answer: the others are under way
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, "what was still asked is cancelled" in err) == (130, True)
+    states = [task["state"] for task in listed(mesh) if task["task_id"] not in before]
+    assert len(states) == 40
+    assert not {"queued", "delayed"} & set(states)
+    assert "cancelled" in states
 
 
 def test_a_failure_has_its_reason_and_is_asked_again_on_request(

@@ -149,11 +149,11 @@ def test_what_cannot_be_answered_is_said_clearly(backend: EmbeddedBackend) -> No
         backend.chat(asking("Hi.", model="llama3", is_model_strict=True), run_of())
     long = asking("word " * 5000)
     with pytest.raises(
-        BackendError, match=r"too long .*5\d\d\d tokens.* context size \(4096"
+        BackendError, match=r"longer than the context .*5\d\d\d tokens.* context size \(4096"
     ) as seen:
         backend.chat(long, run_of())
     assert not isinstance(seen.value, BackendUnavailableError)
-    with pytest.raises(InvalidTaskError, match="too long"):
+    with pytest.raises(InvalidTaskError, match="longer than the context"):
         backend.chat(replace(long, model=MODEL, is_model_strict=True), run_of())
     with pytest.raises(InvalidTaskError, match="makes no embeddings here"):
         backend.embed(EmbeddingRequest(texts=("a",), model=MODEL), run_of())

@@ -47,7 +47,8 @@ def test_texts_that_are_there_together_are_told_as_one_piece_and_kept_as_they_ca
 def test_where_nothing_is_there_nothing_is_told() -> None:
     heard = Heard()
     assert not heard.answer().take_all(iter([None]))
-    assert heard.pieces == heard.models == []
+    assert not heard.pieces
+    assert not heard.models
 
 
 def test_more_text_or_pieces_than_an_answer_may_have_end_it(

@@ -523,7 +523,7 @@ def test_a_model_that_makes_no_embeddings_is_refused_with_those_that_do(
 @pytest.mark.parametrize(
     ("behaviour", "code"),
     [("error", "backend.failed"), ("not_json", "backend.answer"), ("busy", "backend.busy"),
-     ("wrong_shape", "backend.answer"), ("missing", "backend.failed")],
+     ("wrong_shape", "backend.answer"), ("missing", "backend.missing")],
 )  # fmt: skip
 def test_embeddings_that_fail_have_a_code(server: OllamaServer, behaviour: str, code: str) -> None:
     server.models = (*server.models, "nomic-embed-text:latest")

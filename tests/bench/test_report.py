@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 
-from bench import backlog, latency, machine, report, rest, run, throughput, workers
+from bench import (
+    backlog,
+    batches,
+    doors,
+    latency,
+    machine,
+    open_webui,
+    report,
+    rest,
+    run,
+    throughput,
+    workers,
+)
 from bench.findings import Findings
 from bench.musts import MUSTS
 from d8mesh.config import Config
@@ -89,6 +101,36 @@ def test_runs_in_parts_are_joined_the_later_scenario_wins() -> None:
     whole = report.joined([first, second])
     assert list(whole["scenarios"]) == ["throughput", "start"]
     assert whole["scenarios"]["throughput"] == second["scenarios"]["throughput"]
+
+
+def test_a_scenario_of_another_machine_says_where_it_was_measured() -> None:
+    first, second = told(throughput=throughput_at(1.0)), told(rest=throughput_at(2.0))
+    alike = report.page(report.joined([first, second]))
+    assert "`python3 start_d8.py bench rest`, 3 rounds, from" in alike
+    second["machine"] = MACHINE | {"cpu": "Other CPU"}
+    whole = report.joined([first, second])
+    page = report.page(report.joined([whole]))  # kept as one file, and read again
+    assert "bench rest`, 3 rounds, on Other CPU, 2 cores, 8 GB with d8mesh 0, Python 3.11," in page
+    assert "bench throughput`, 3 rounds, from" in page
+    assert "| machine | Test CPU, 2 cores, 8 GB |" in page
+
+
+def test_what_is_measured_at_the_doors_has_sections_of_its_own() -> None:
+    peak = Findings()
+    for process, megabytes in (("broker", 62.0), ("web", 310.0)):
+        peak.table(batches.MEMORY, "MB").add(process, "peak", megabytes)
+    seen, added = Findings(), Findings()
+    seen.table(open_webui.SEEN, "").add("models listed", "count", 3)
+    added.table(doors.ADDED, "ms").add(doors.OLLAMA_DOOR, "p50", 1.5)
+    first, second = told(throughput=throughput_at(2.0)), told(batches=peak, doors=added)
+    page = report.page(report.joined([first, second, told(open_webui=seen)]))
+    for name in ("doors", "batches", "open_webui"):
+        assert f"\n## {report.TITLES[name]}\n" in page
+    assert "| ≤ 300 MB | ≤ 100 MB | 62.0 MB | goal |" in page
+    assert "| ≤ 300 MB | ≤ 100 MB | 310 MB | **missed** |" in page
+    assert (
+        "| time to first token that the Ollama door adds, p50 | ≤ 3 ms | ≤ 2 ms | 1.50 ms |" in page
+    )
 
 
 def test_a_scenario_that_failed_is_told_with_its_reason() -> None:

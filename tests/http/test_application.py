@@ -148,6 +148,36 @@ def test_what_is_not_there_is_a_404_and_what_may_not_be_asked_so_a_405(rooms: Ro
     assert rooms.call("GET", "/health?" + "x" * 5000).status_code == 414
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/ask", "/v1/ask"),
+        ("/v1/v1/ask", "/v1/ask"),
+        ("/v1/api/tags", "/api/tags"),
+        ("/api/v1/ask", "/v1/ask"),
+        ("/a/b/v1/ask", "/v1/ask"),
+        ("/tags", "/api/tags"),
+    ],
+)
+def test_a_base_url_that_is_wrong_is_told_with_what_is_meant_by_its_door(
+    path: str, meant: str
+) -> None:
+    async def called(request: Request) -> Response:
+        return answer({})
+
+    first = Door(routes=[HttpRoute("/health", called)])
+    asked = Door(
+        routes=[HttpRoute("/v1/ask", called, method="POST"), HttpRoute("/api/tags", called)],
+        problem=lambda error: answer({"told": str(error)}, 404),
+        prefixes=("/v1", "/api/tags"),
+    )
+    application = Application([first, asked], Guard(), Rejections())
+    expected = f"there is nothing at {path}: expected {meant}; is the base URL right?"
+    for method in ("GET", "POST"):
+        assert run(call(application, method, path)).json == {"told": expected}
+    assert "expected" not in run(call(application, "GET", "/asks")).json["error"]
+
+
 def test_nothing_that_is_answered_may_be_stored_on_the_way(rooms: Rooms) -> None:
     for path in ("/health", "/nothing"):
         headers = rooms.call("GET", path).headers

@@ -694,7 +694,7 @@ PLANTS: Final = (
     ),
     Plant(
         "draw a random number that nobody can replay",
-        "d8mesh.core.broker.returns:Returns.attempt_failed",
+        "d8mesh.core.broker.returns:Returns._pause_after",
         "self._state.draw()",
         "__import__('random').random()",
         SIMULATED,

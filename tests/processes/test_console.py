@@ -36,11 +36,26 @@ def test_the_start_says_what_to_open_and_what_to_type_elsewhere(
         "orchestrator orch-1 of mesh d8: REST on port 7001, workers on port 7010; Ctrl-C stops it",
         "  open:            http://192.168.1.20:7001/health",
         "                   http://10.0.0.4:7001/health",
+        (
+            "  programs:        OLLAMA_HOST=http://192.168.1.20:7001 or "
+            "base_url=http://192.168.1.20:7001/v1, any API key"
+        ),
         f"  other machines:  {command_name()} worker",
         f"{' ' * 18} or, where it is not found by itself: {elsewhere}",
         f"  data:            {tmp_path}",
         f"  logs:            {tmp_path / 'logs'}",
     ]
+
+
+def test_programs_of_other_machines_need_the_key_if_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_addresses(monkeypatch, "192.168.1.20")
+    console, said = made(Config(mesh_key="secret-secret-secret"), tmp_path)
+    console.started("orch-1", web_port=7001, broker_port=7010)
+    (line,) = [line for line in said if line.startswith("  programs:  ")]
+    assert line.endswith("/v1; elsewhere the API key is D8_MESH_KEY")
+    assert not any("secret" in line for line in said)
 
 
 def test_a_mesh_of_another_name_is_part_of_what_to_type(

@@ -53,13 +53,15 @@ def test_what_a_service_offers_is_told_at_the_start_and_when_it_changes() -> Non
         "b",
         "a",
         url=URL,
-        unfit={"nomic-embed-text": "makes embeddings: it cannot chat"},
+        embedders=("nomic-embed-text",),
+        unfit={"nomic-embed-text": "makes embeddings: it cannot chat", "draws": "cannot chat"},
         warning="DEEPSEEK_MODEL=c is not installed",
     )
     assert scene.said(there) == [
         f"Ollama at {URL}: agent_action and code_generation with b; others: a",
         ONE_EACH,
-        "  nomic-embed-text is not offered: it makes embeddings: it cannot chat",
+        "  embed with nomic-embed-text",
+        "  draws is not offered: it cannot chat",
         "note: DEEPSEEK_MODEL=c is not installed",
     ]
     assert scene.said(there) == []

@@ -32,7 +32,7 @@ from d8mesh.core.protocol.task import (
 ROUNDING_S: Final = 0.001
 _RESTARTED: Final = "its worker was started again"
 _OVERDUE: Final = "timed out"
-_CUT_OFF: Final = "nobody was heard"
+_CUT_OFF: Final = frozenset({"nobody was heard", "its connection has ended"})
 _TOO_OFTEN: Final = "given back "
 
 
@@ -222,7 +222,7 @@ class Causes:
                 self._returns[task_id][1] += fact.returned == SUSPECT
             if fact.is_counted:
                 self._count(broker, task_id, fact.worker_id, fact.why, is_loss=fact.is_loss)
-            elif fact.why == _CUT_OFF:
+            elif fact.why in _CUT_OFF:
                 self._check_lost(broker, task_id, fact.worker_id, fact.why)
                 self._unsure.setdefault(task_id, set()).add(fact.worker_id)
             self._held.pop(task_id, None)

@@ -22,8 +22,9 @@ from tests.simulation.wire import Wire
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-#: What half of all tasks come in by, and so can be erased.
-SOURCE: Final = "ollama 10.0.0.9 simulated"
+#: What half of all tasks come in by, and so can be erased; who waits at an open connection is told
+#: of failures sooner, which is no promise.
+SOURCE: Final = "batches 10.0.0.9 simulated"
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuv"
 
 
@@ -134,16 +135,18 @@ class SimClient:
             world.counts.tasks += 1
             payloads.append(msgspec.msgpack.encode(f"task {world.counts.tasks}"))
         kind, model = self.kinds[world.counts.tasks % len(self.kinds)]
+        priority = rng.randint(1, 10)
+        is_of_door = self._dice.random() < 0.5
         return m.Group(
             kind,
-            rng.randint(1, 10),
+            priority,
             payloads,
             model,
             deadline_s=rng.uniform(1, 60) if rng.random() < 0.1 else None,
             max_attempts=rng.choice((0, 0, 1)),
             is_fenced=rng.random() < 0.1,
             run_at=world.at + rng.random() * 20 if rng.random() < 0.1 else None,
-            source=SOURCE if self._dice.random() < 0.5 else "",
+            source=SOURCE if is_of_door else "",
         )
 
     def _submission(self, groups: list[m.Group]) -> Submission:

@@ -23,7 +23,7 @@ from d8mesh.edge.room import memory_bytes
 #: Files of the folder that are looked at; more models than any machine runs.
 MAX_GGUF_FILES: Final = 256
 #: What could not be loaded is tried again after so long: memory may have been short.
-REFUSED_S: Final = 600.0
+REFUSED_FILE_S: Final = 600.0
 #: The second and later files of a model in parts: the first names them.
 _LATER_PART: Final = re.compile(r"-(?!00001)\d{5}-of-\d{5}$")
 _PARTS: Final = re.compile(r"-00001-of-(\d{5})$")
@@ -141,7 +141,7 @@ class GgufFiles:
 
     def _why_refused(self, key: tuple[Path, int]) -> str:
         at, why = self._refused.get(key, (0.0, ""))
-        return why if why and time.monotonic() - at < REFUSED_S else ""
+        return why if why and time.monotonic() - at < REFUSED_FILE_S else ""
 
 
 def _head_or_why(path: Path) -> GgufHead | str:

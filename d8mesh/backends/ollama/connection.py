@@ -43,6 +43,7 @@ def asking(question: OllamaRequest, piece_of: Callable[[Any], PartT]) -> AnswerR
         method=question.method,
         body=question.body,
         headers=_HEADERS,
+        may_be_kept=question.url.startswith("http:"),
     )
 
     def lines(reader: AnswerReader[PartT]) -> Iterator[bytes]:

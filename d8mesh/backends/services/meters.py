@@ -58,12 +58,20 @@ class Meters:
 
     Args:
         on_change: told of a model whenever its figures have changed.
+        on_figures: told in its place of what need not be known at once: how fast it is.
 
     Thread: any.
     """
 
-    def __init__(self, on_change: Callable[[str], None], *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        on_change: Callable[[str], None],
+        *,
+        clock: Callable[[], float],
+        on_figures: Callable[[str], None] | None = None,
+    ) -> None:
         self._on_change, self._clock = on_change, clock
+        self._on_figures = on_figures or on_change
         self._lock = threading.Lock()
         self._meters: dict[str, ModelMeter] = {}
 
@@ -187,9 +195,12 @@ class Meters:
         """Note the end of a request, and tell of it before anybody else hears of the error."""
         end = RunEnd.ANSWERED if error is None else end_of(error)
         why = "" if error is None else reason_of(error)
+        now, meter = self._clock(), run.meter
         with self._lock:
-            run.meter.ended(run.number, self._clock(), end, spent=spent, why=why)
-        self._on_change(run.name)
+            before = (meter.slots(now), meter.paused)
+            meter.ended(run.number, now, end, spent=spent, why=why)
+            is_news = before != (meter.slots(now), meter.paused)
+        (self._on_change if is_news or error is not None else self._on_figures)(run.name)
 
 
 class MeasuredRun:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, cast, runtime_checkable
 
+from d8mesh.backends.answer_clocks import ANSWER_CLOCKS
 from d8mesh.backends.backend import (
     FIRST_TOKEN_S,
     TOKEN_GAP_S,
@@ -54,6 +55,8 @@ LEAST_FIRST_TOKEN_S: Final = 30.0
 #: As much of a date, and of the time that a model is kept, as travels.
 MAX_MODIFIED_CHARS: Final = 64
 MOST_KEPT_S: Final = 1e9
+#: Figures of a model that change within so long are told together: each short answer changes them.
+FIGURES_APART_S: Final = 0.05
 #: That a name stands for another address now is noticed after so long.
 PLACE_AGE_S: Final = 60.0
 
@@ -118,7 +121,11 @@ class Service:
         self.changed = ""
         self._clocks, self._clock = clocks or RequestClocks(), clock
         self._on_change, self._beside = on_change, beside
-        self._meters = Meters(self._changed, clock=clock)
+        self._meters = Meters(self._changed, clock=clock, on_figures=self._changed_soon)
+        #: models whose figures are told soon, and when each was told last
+        self._unsaid: set[str] = set()
+        self._said_at: dict[str, float] = {}
+        self._saying = threading.Lock()
         self._descriptions = Descriptions(on_described)
         self._place = Whereabouts("", "", is_local=False)
         self._placed_url, self._placed_at = "", float("-inf")
@@ -234,6 +241,31 @@ class Service:
 
     def _changed(self, model: str | None = None) -> None:
         self._on_change(self, model)
+
+    def _changed_soon(self, model: str) -> None:
+        """Tell of a model's figures: at once if that was not done just now, else with others."""
+        now = self._clock()
+        with self._saying:
+            is_due = now - self._said_at.get(model, -math.inf) >= FIGURES_APART_S
+            if is_due:
+                self._said_at[model] = now
+            is_first = not is_due and not self._unsaid
+            if not is_due:
+                self._unsaid.add(model)
+        if is_due:
+            self._changed(model)
+        elif is_first:
+            try:
+                ANSWER_CLOCKS.watch(self._say_unsaid)
+            except RuntimeError:  # no thread can do it later
+                self._say_unsaid(now)
+
+    def _say_unsaid(self, now: float) -> None:
+        ANSWER_CLOCKS.forget(self._say_unsaid)
+        with self._saying:
+            unsaid, self._unsaid = self._unsaid, set()
+        for model in unsaid:
+            self._changed(model)
 
     def _describe(self) -> None:
         """Have told at length, once for each content, what it has."""

@@ -15,12 +15,13 @@ from typing import Final, assert_never
 
 from msgspec import structs
 
-from d8mesh.core.broker import store
+from d8mesh.core.broker import store, vanishing
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.client_requests import ClientRequests
 from d8mesh.core.broker.effects import Effect, Loaded, Peer
 from d8mesh.core.broker.erasures import Erasures
 from d8mesh.core.broker.outcomes import TaskOutcomes
+from d8mesh.core.broker.patience import Patience
 from d8mesh.core.broker.polling import Polling
 from d8mesh.core.broker.restart import Restart
 from d8mesh.core.broker.returns import MISLAID, Returns
@@ -34,7 +35,6 @@ from d8mesh.core.broker.state import (
     ClientState,
     Continuation,
     EraseDue,
-    GiveUp,
     PassDeadline,
     Policy,
     Reply,
@@ -98,7 +98,8 @@ class Dispatcher:
         )
         self._streaming = streaming = Streaming(state)
         self._outcomes = outcomes = TaskOutcomes(state, streaming)
-        self._returns = returns = Returns(state, outcomes)
+        self._patience = patience = Patience(state, outcomes)
+        self._returns = returns = Returns(state, outcomes, patience)
         self._scheduler = scheduler = Scheduler(state, outcomes)
         self._service_scheduler = ServiceScheduler(state, scheduler, outcomes)
         self._worker_sessions = WorkerSessions(state, outcomes, returns, streaming)
@@ -171,6 +172,8 @@ class Dispatcher:
         if isinstance(message, m.Stream | m.Streams):
             for stream in message.streams if isinstance(message, m.Streams) else (message,):
                 self._streaming.undelivered(peer, stream)
+        elif worker is not None and isinstance(message, m.Beat):
+            vanishing.note_undelivered(worker, self.state.now)
         elif worker is not None and isinstance(message, m.Work):
             worker.window = 0  # every word of a mesh worker says its window anew
             worker.is_mute = True
@@ -362,6 +365,8 @@ class Dispatcher:
             if self._client_requests.is_silent(client):
                 self._client_requests.leave(client)
         self._restart.give_up(self._last_tick)
+        vanishing.probe(state)
+        self._patience.look()
         self._service_scheduler.look_again()
         state.metrics.fold()
         is_young = state.now - self._started < state.policy.lease_s
@@ -387,8 +392,6 @@ class Dispatcher:
         match timer:
             case Retry(task_id):
                 self._returns.retry(task_id)
-            case GiveUp():
-                self._returns.give_up(timer)
             case PassDeadline(session, first):
                 self._scheduler.pass_deadline(session, first)
             case SayOwed(worker_id):
@@ -407,7 +410,7 @@ class Dispatcher:
             return table.batch_at(timer.session, timer.first) is not None
         if isinstance(timer, EraseDue):
             return timer.task_id in table.erasures
-        return not isinstance(timer, Retry | GiveUp) or timer.task_id in table.tasks
+        return not isinstance(timer, Retry) or timer.task_id in table.tasks
 
     def _forgive(self, now: float) -> None:
         """The broker was stopped or starved: leases start anew, attempts get the time back."""

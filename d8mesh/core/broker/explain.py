@@ -21,6 +21,7 @@ from d8mesh.core.broker.store import MAX_PAST_ATTEMPTS, FinishedTask
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol.chat import MODEL_TYPES
 from d8mesh.core.protocol.model_names import nearest, plain_name
+from d8mesh.core.protocol.source import is_waited_for, source_of
 from d8mesh.core.protocol.task import Spec, TaskState
 from d8mesh.core.protocol.wish import SERVICE_TYPES, Cloud, Wish, parse_wish
 
@@ -64,9 +65,10 @@ def unfinished(state: BrokerState, task_id: str, summary: str) -> Body:
     body = _body(task_id, batch.spec, stage, summary)
     body["waited_s"] = max(0.0, state.at - (batch.spec.run_at or batch.at))
     if stage is TaskState.RUNNING and task is not None:
-        return body | {"why": list(_running(state, task)), "attempts": _attempts(state, task_id)}
+        why = [*_came(batch.spec), *_running(state, task)]
+        return body | {"why": why, "attempts": _attempts(state, task_id)}
     ahead = state.queue.ahead_of(batch, index) if stage is TaskState.QUEUED else None
-    why = list(_waiting(state, batch, stage, task, ahead))
+    why = [*_came(batch.spec), *_waiting(state, batch, stage, task, ahead)]
     candidates, remedies = _who_could(state, batch, task)
     if stage is TaskState.DELAYED:
         remedies = []
@@ -94,6 +96,15 @@ def _body(task_id: str, spec: Spec, stage: TaskState, summary: str) -> Body:
         "remedies": [],
         "attempts": [],
     }
+
+
+def _came(spec: Spec) -> Iterator[str]:
+    """Yield the door that it came in by, and who asked there."""
+    source = source_of(spec.source)
+    if source.caller:
+        yield f"it came in at the door {source.door}, from {source.caller}"
+    elif source.door:
+        yield f"it came in at the door {source.door}"
 
 
 # ---------------------------------------------------------------------- why it waits
@@ -374,7 +385,7 @@ def finished(state: BrokerState, task: FinishedTask) -> Body:
     began_at = _began_at(state, task, ran)
     body = _body(task.id, task.spec, task.state, _ended(task))
     body["waited_s"] = None if began_at is None else max(0.0, began_at - _due_at(task))
-    body["why"] = list(_told_of_end(state, task, ran, began_at))
+    body["why"] = [*_came(task.spec), *_told_of_end(state, task, ran, began_at)]
     body["attempts"] = _attempts(state, task.id)
     return body
 
@@ -383,6 +394,8 @@ def _ended(task: FinishedTask) -> str:
     if task.state is TaskState.COMPLETED:
         return "it completed"
     if task.state is TaskState.CANCELLED:
+        if is_waited_for(task.spec.source):
+            return "it was cancelled: its caller left before the end, or somebody cancelled it"
         return "it was cancelled"
     return f"it failed: {task.why}" if task.why else "it failed, it is not known why"
 

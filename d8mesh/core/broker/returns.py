@@ -14,10 +14,12 @@ from typing import Final, NamedTuple
 
 from d8mesh.core.broker import candidates, placement
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, Failure, TaskOutcomes, failure_payload
+from d8mesh.core.broker.patience import Patience
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import History, TaskRecord
-from d8mesh.core.broker.state import BrokerState, GiveUp, Retry
+from d8mesh.core.broker.state import BrokerState, Retry
 from d8mesh.core.broker.worker_registry import WorkerState
+from d8mesh.core.protocol.source import is_waited_for
 from d8mesh.core.protocol.task import (
     AT_ONCE,
     EXCUSED,
@@ -29,17 +31,12 @@ from d8mesh.core.protocol.task import (
     TaskState,
     Wait,
 )
-from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY
 
 #: A retry waits a random part of this, doubled for each error before, up to the cap.
 RETRY_PAUSE_S: Final = 0.5
 MAX_RETRY_PAUSE_S: Final = 30.0
 #: The longest pause that a failed attempt may wish for before the next: a day.
 MAX_WISHED_PAUSE_S: Final = 86_400.0
-#: Who waits at a door is told of the last error after so long in which nobody could try again:
-#: all who may are paused after failures of their own, or gone. Shorter than the silence after
-#: which a stream of events begins (`doors.llm.streamed`): so it still has a status of its own.
-HOPELESS_S: Final = 8.0
 #: A task that took this many different workers down is poison.
 POISON_LOSSES: Final = 3
 #: The pause before the next try, doubled for each time before, up to the cap; between a half
@@ -83,9 +80,10 @@ LEAVING: Final = ReturnKind(ORDERLY, FREE_RETURNS, MAX_LEFT)
 class Returns:
     """Takes attempts back from workers."""
 
-    def __init__(self, state: BrokerState, outcomes: TaskOutcomes) -> None:
+    def __init__(self, state: BrokerState, outcomes: TaskOutcomes, patience: Patience) -> None:
         self._state = state
         self._outcomes = outcomes
+        self._patience = patience
 
     # ------------------------------------------------------------------ at no cost
 
@@ -120,10 +118,10 @@ class Returns:
         for (ceiling, returned), again in by_wait.items():
             pause_s = ceiling * self._part() if ceiling else 0.0
             self.requeue(worker_id, again, why, wait=Wait(pause_s, returned))
-            if kind is SERVICE_DOWN:
+            if kind is SERVICE_DOWN and returned == SUSPECT:
                 payload = failure_payload(why, "backend.unavailable", worker_id)
                 for task in again:
-                    self._wait_with_caller(task, task.n, payload)
+                    self._patience.failed(task, payload)
 
     def _land_unrun(self, task: TaskRecord) -> ReturnKind:
         """A service could not run a task: note it there, and return what that costs the task.
@@ -297,7 +295,7 @@ class Returns:
             )
         )
         self._outcomes.broken_off(task)
-        self._wait_with_caller(task, n, told.recorded(payload))
+        self._patience.failed(task, told.recorded(payload))
         if pause_s:
             state.after(pause_s, Retry(task.id))
         else:
@@ -311,30 +309,12 @@ class Returns:
         """
         if told.pause_s is not None:
             return min(told.pause_s, MAX_WISHED_PAUSE_S)
-        if _is_waited_for(task) and task.attempt.service:
+        if is_waited_for(task.batch.spec.source) and task.attempt.service:
             found = candidates.concerned(self._state.services, task.batch.spec.model)
             if any(model.reach and model.service.id not in task.failed_at for model in found):
                 return 0.0
         errors = 0 if task.history is None else task.history.errors
         return min(MAX_RETRY_PAUSE_S, RETRY_PAUSE_S * 2.0**errors) * self._state.draw()
-
-    def _wait_with_caller(self, task: TaskRecord, n: int, payload: bytes) -> None:
-        """Attempt `n` has failed; the caller who waits for its task shall not do so in vain."""
-        if _is_waited_for(task):
-            self._state.after(HOPELESS_S, GiveUp(task.id, n, payload))
-
-    def give_up(self, timer: GiveUp) -> None:
-        """Fail a task that nobody could run since its last attempt failed, and nobody can now."""
-        state = self._state
-        task = state.task_table.tasks.get(timer.task_id)
-        if task is None or task.n != timer.n or task.state is TaskState.RUNNING:
-            return
-        found = candidates.concerned(state.services, task.batch.spec.model)
-        if any(model.reach for model in found):
-            state.after(HOPELESS_S, timer)
-            return
-        why = Failure.of(timer.payload).text
-        self._outcomes.fail("", [task.id], [timer.payload], why=why)
 
     def _land(self, tasks: Iterable[TaskRecord], *, is_success: bool | None) -> None:
         """Placed attempts end here; where one ended badly the task goes last from now on."""
@@ -366,12 +346,6 @@ class Returns:
 
     def _part(self) -> float:
         return 0.5 + self._state.draw() / 2
-
-
-def _is_waited_for(task: TaskRecord) -> bool:
-    """Return whether somebody waits at a door for the end of a task."""
-    spec = task.batch.spec
-    return bool(spec.source) and spec.priority >= INTERACTIVE_PRIORITY
 
 
 def running_and_waiting(

@@ -26,6 +26,7 @@ from d8mesh.core.protocol.messages import (
     Work,
     WorkGroup,
 )
+from d8mesh.core.protocol.source import is_waited_for
 from d8mesh.core.protocol.task import Assigned, Due, TaskState
 
 #: Payloads that cannot be read are asked for so often, with that pause, until their tasks fail.
@@ -95,6 +96,8 @@ class Scheduler:
     def enqueue(self, batch: Batch) -> None:
         """Let the fresh tasks of a new (or restored) batch wait for their turn."""
         spec, state = batch.spec, self._state
+        if spec.source and is_waited_for(spec.source):
+            state.waited_for.append(batch)
         if spec.deadline_at is not None:  # the only look at the wall clock: it may jump later
             left_s = spec.deadline_at - state.at
             batch.expires = state.now + left_s

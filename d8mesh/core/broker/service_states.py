@@ -66,6 +66,8 @@ class ModelState:
     in_flight: int = 0
     #: it has answered since it is known here
     has_answered: bool = False
+    #: when it did so last (monotonic)
+    answered_at: float = -math.inf
     #: attempts that ended badly in a row, and pauses of the broker's own in a row
     streak: int = 0
     pauses: int = 0
@@ -131,6 +133,7 @@ class ModelState:
     def answered(self, flight: Flight, now: float) -> None:
         """A request of it was answered."""
         self.has_answered, self.streak, self.pauses = True, 0, 0
+        self.answered_at = now
         self.own_pause_until = 0.0
         if not flight.raw_s or flight.is_cold:
             return

@@ -17,6 +17,7 @@ from msgspec import Struct
 from d8mesh.core.broker.effects import Effect, Fault, Load, Peer, Record, Send
 from d8mesh.core.broker.metrics import Metrics
 from d8mesh.core.broker.queue import ReadyQueue
+from d8mesh.core.broker.records import Batch
 from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.broker.store import PayloadsOf, PrunableBatches, Question
 from d8mesh.core.broker.task_table import TaskTable
@@ -82,14 +83,6 @@ class Retry(Struct, frozen=True, gc=False):
     task_id: str
 
 
-class GiveUp(Struct, frozen=True, gc=False):
-    """Somebody waits for a task whose attempt `n` failed, with this result."""
-
-    task_id: str
-    n: int
-    payload: bytes
-
-
 class PassDeadline(Struct, frozen=True, gc=False):
     """The tasks of a batch that are not finished are too late."""
 
@@ -113,7 +106,7 @@ class EraseDue(Struct, frozen=True, gc=False):
     task_id: str
 
 
-Timer: TypeAlias = Retry | GiveUp | PassDeadline | SayOwed | CatchUp | EraseDue
+Timer: TypeAlias = Retry | PassDeadline | SayOwed | CatchUp | EraseDue
 
 
 class TellOutcomes(Struct, frozen=True, gc=False):
@@ -209,6 +202,8 @@ class BrokerState:
     services: ServiceTable = field(default_factory=ServiceTable)
     clients: dict[str, ClientState] = field(default_factory=dict)
     clients_by_routing_id: dict[bytes, ClientState] = field(default_factory=dict)
+    #: batches that somebody waits for at a door, taken in since the last sweep
+    waited_for: list[Batch] = field(default_factory=list)
     #: order of a batch -> session that awaits all of it
     batch_watchers: dict[int, str] = field(default_factory=dict)
     #: task id -> sessions that await it

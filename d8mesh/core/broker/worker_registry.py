@@ -75,6 +75,8 @@ class WorkerState:
     placed: int = 0
     #: something could not be sent to it; it has not spoken since
     is_mute: bool = False
+    #: since when nothing could be sent to it, if that is later than `last_heard` (monotonic)
+    vanished_at: float = -1.0
     slots: int = 1
     window: int = 0
     is_live: bool = True

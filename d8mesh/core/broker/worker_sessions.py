@@ -20,6 +20,7 @@ from d8mesh.core.broker.returns import (
 from d8mesh.core.broker.service_states import Flight
 from d8mesh.core.broker.state import PLACED_TIME_S, BrokerState, SayOwed
 from d8mesh.core.broker.streaming import Streaming
+from d8mesh.core.broker.vanishing import has_vanished
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.addresses import is_loopback
@@ -398,10 +399,12 @@ class WorkerSessions:
     def sweep(self, worker: WorkerState) -> None:
         """Look at one mesh worker: lease, overdue attempts, prefetched ones nobody starts."""
         state = self._state
-        if state.now - worker.last_heard > state.policy.lease_s:
+        is_gone = has_vanished(worker, state.now)
+        if is_gone or state.now - worker.last_heard > state.policy.lease_s:
             blamed, _ = running_and_waiting(worker, list(worker.outstanding.values()))
-            if self._is_cut_off(worker) and all(map(_is_spared, blamed)):
-                self._returns.lose(worker, "nobody was heard", is_cut=True)
+            if (is_gone or self._is_cut_off(worker)) and all(map(_is_spared, blamed)):
+                why = "its connection has ended" if is_gone else "nobody was heard"
+                self._returns.lose(worker, why, is_cut=True)
                 worker.unsure = {task.id: task.n for task in blamed}
             else:
                 self._returns.lose(worker, "worker lost", is_counted=True)

@@ -5,9 +5,12 @@ It travels in `Group.source` and is kept with the task, for people who look at l
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from d8mesh.core.protocol.frames import MAX_SOURCE_CHARS
+
+#: Doors whose tasks nobody awaits at an open connection: lines of batches.
+BATCH_DOORS: Final = frozenset({"batch", "batches"})
 
 
 class TaskSource(NamedTuple):
@@ -34,6 +37,11 @@ def source_of(text: str) -> TaskSource:
     door, _, rest = text.partition(" ")
     address, _, program = rest.partition(" ")
     return TaskSource(door, "" if address == _NO_WORD else address, program)
+
+
+def is_waited_for(text: str) -> bool:
+    """Return whether somebody waits at a door for the end of a task of this source."""
+    return bool(text) and text.partition(" ")[0] not in BATCH_DOORS
 
 
 #: Stands for a word that is not known.

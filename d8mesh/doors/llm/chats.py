@@ -16,16 +16,16 @@ from d8mesh.doors.llm.asked import Caller, LlmAnswer, LlmTask
 from d8mesh.doors.llm.delivered import DeliveredAnswers
 from d8mesh.doors.llm.endings import named
 from d8mesh.doors.llm.forms import StreamForm
+from d8mesh.doors.llm.keys import RequestKeys
 from d8mesh.doors.llm.said import SaidSoFar
-from d8mesh.doors.llm.streamed import StreamedAnswer
+from d8mesh.doors.llm.streamed import Speaker, StreamedAnswer
 from d8mesh.doors.llm.wanted import (
     FindsModels,
     check_models,
     digest_of_all,
     group_of,
-    key_of,
 )
-from d8mesh.doors.llm.whole import WholeAnswer
+from d8mesh.doors.llm.whole import WholeAnswer, WholePart
 from d8mesh.doors.waiting import MAX_WAITS, Places, require_broker
 from d8mesh.errors import FloodError, InvalidTaskError, NodeClosedError
 from d8mesh.http.answers import Response
@@ -57,6 +57,7 @@ class Chats:
         self._mesh, self._models = mesh, models
         self._delivered = DeliveredAnswers(mesh, keeps_all=keeps_all)
         self._waits = Places(MAX_WAITS)
+        self._keys = RequestKeys()
         self._open: dict[_OpenAnswer, Caller] = {}
         self._by_address: Counter[str] = Counter()
         self._is_ending = False
@@ -81,6 +82,7 @@ class Chats:
             raise
         finally:
             self._close(whole)
+            self._note_failure(whole, whole.parts, caller)
             self._delivered.add_ended(whole.parts, has_key=bool(caller.key))
         return answers
 
@@ -124,8 +126,9 @@ class Chats:
             left = answer.left()
             ids = ", ".join(each.id for each in left if each.id)
             text = (
-                f"the orchestrator's web process ends; task {ids} goes on: GET "
-                "/api/tasks/ID/wait has its result, or the same request with its Idempotency-Key"
+                f"the orchestrator's web process ends; task {ids} goes on: GET /api/tasks/"
+                f"{ids if len(left) == 1 else 'ID'}/wait has its result, or the same request with "
+                "its Idempotency-Key"
             )
             answer.fail(named(NodeClosedError(text), left[0].id if left else ""))
         self._delivered.tell()
@@ -150,8 +153,8 @@ class Chats:
         self._by_address[caller.address] += 1
         is_heard = isinstance(answer, StreamedAnswer)
         if caller.key:
-            key, digest = key_of(caller), digest_of_all(groups)
-            self._mesh.followed.submit_keyed(tasks, key, digest, is_heard=is_heard)
+            answer.key, digest = self._keys.of(caller), digest_of_all(groups)
+            self._mesh.followed.submit_keyed(tasks, answer.key, digest, is_heard=is_heard)
         else:
             self._mesh.followed.submit(tasks, is_heard=is_heard)
 
@@ -168,7 +171,14 @@ class Chats:
     def _stream_over(self, answer: StreamedAnswer, caller: Caller) -> None:
         self._close(answer)
         self._leave(answer, caller)
+        self._note_failure(answer, answer.speakers, caller)
         self._delivered.add_ended(answer.speakers, has_key=bool(caller.key))
+
+    def _note_failure(
+        self, answer: _OpenAnswer, parts: Sequence[WholePart | Speaker], caller: Caller
+    ) -> None:
+        if any(each.has_failed for each in parts):
+            self._keys.failed(caller, answer.key)
 
     def _close(self, answer: _OpenAnswer) -> None:
         caller = self._open.pop(answer, None)

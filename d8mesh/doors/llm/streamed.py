@@ -19,7 +19,7 @@ from d8mesh.doors.llm.endings import TaskResult, completion_of_result, named, re
 from d8mesh.doors.llm.forms import StreamForm
 from d8mesh.doors.llm.said import SaidSoFar, objects_of, pieces_of
 from d8mesh.doors.llm.wanted import SPEAKING_TYPES
-from d8mesh.errors import BackendStalledError, D8Error
+from d8mesh.errors import BackendStalledError, D8Error, PrunedTaskError
 from d8mesh.http.asgi import BodySink
 from d8mesh.nodes.client.aio.followed import FollowedTask
 from d8mesh.nodes.client.results import decoded
@@ -47,6 +47,8 @@ class StreamedAnswer:
     ) -> None:
         self._loop, self._form, self._on_over = loop, form, on_over
         self.speakers: list[Speaker] = []
+        #: the idempotency key it is submitted with; empty: none
+        self.key = ""
         self._unread: list[bytes] = []
         self._unread_bytes = 0
         self._reader: asyncio.Future[None] | None = None
@@ -203,7 +205,7 @@ class Speaker:
 
     __slots__ = (
         "_answer", "_asked", "_attempt", "_index", "_is_behind", "_next_seq", "_pieces_of", "_said",
-        "has_spoken", "is_done", "result", "task",
+        "has_failed", "has_spoken", "is_done", "result", "task",
     )  # fmt: skip
 
     task: FollowedTask
@@ -218,6 +220,8 @@ class Speaker:
         self.has_spoken = False
         #: it has ended, well or not; and its result
         self.is_done = False
+        #: it will have no other end if it is asked for again
+        self.has_failed = False
         self.result: TaskResult | None = None
 
     @property
@@ -266,6 +270,7 @@ class Speaker:
                 self._said.origin, self._said.model = completion.origin, completion.model
                 rest = self._said.rest_of(completion)
         except D8Error as error:
+            self.has_failed = not isinstance(error, PrunedTaskError)
             self.result = decoded(outcome.payload) if outcome.payload else None
             self._answer.fail(error)
             return
@@ -283,7 +288,7 @@ class Speaker:
 
     def _broken_off(self) -> D8Error:
         text = (
-            "the answer broke off: the machine that gave it was lost, and another one would begin "
-            f"anew (task {self.task.id}); ask again"
+            "the answer broke off in the middle, and another attempt would begin anew (task "
+            f"{self.task.id}, of which `tasks explain` tells why); ask again"
         )
         return named(BackendStalledError(text), self.task.id)

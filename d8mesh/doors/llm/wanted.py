@@ -19,7 +19,7 @@ from d8mesh.core.protocol.messages import Group
 from d8mesh.core.protocol.source import TaskSource
 from d8mesh.doors.llm.asked import Caller, LlmTask
 from d8mesh.errors import ModelUnfitError, ModelUnknownError
-from d8mesh.nodes.client.groups import MAX_KEY_CHARS, encode_data
+from d8mesh.nodes.client.groups import encode_data
 from d8mesh.nodes.client.wishes import EMBED_TYPE, wish_of
 
 #: Types whose partial output comes as objects, if that is wished for.
@@ -112,14 +112,6 @@ def data_of(task: LlmTask, fallbacks: Sequence[str] = ()) -> dict[str, Any]:
     if fallbacks and task.type != EMBED_TYPE:
         return data | {"models": [task.model, *fallbacks]}
     return data | {"model": task.model, "model_strict": True}
-
-
-def key_of(caller: Caller) -> str:
-    """Return the caller's idempotency key as a submit has it: apart from those of other doors."""
-    key = f"{caller.door} {caller.key}"
-    if len(key) <= MAX_KEY_CHARS:
-        return key
-    return f"{caller.door} {hashlib.blake2b(caller.key.encode(), digest_size=32).hexdigest()}"
 
 
 def digest_of_all(groups: Sequence[Group]) -> bytes:

@@ -9,7 +9,7 @@ from d8mesh.core.client.submission import TaskOutcome
 from d8mesh.core.protocol.messages import Stream
 from d8mesh.doors.llm.asked import LlmAnswer, LlmTask
 from d8mesh.doors.llm.endings import TaskResult, answer_of, named
-from d8mesh.errors import D8Error
+from d8mesh.errors import D8Error, PrunedTaskError
 from d8mesh.nodes.client.aio.followed import FollowedTask
 from d8mesh.nodes.client.results import decoded
 
@@ -20,6 +20,8 @@ class WholeAnswer:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._ready: asyncio.Future[None] = loop.create_future()
         self.parts: list[WholePart] = []
+        #: the idempotency key it is submitted with; empty: none
+        self.key = ""
         self._missing = 0
 
     def followers_of(self, asked: Sequence[LlmTask]) -> Sequence[WholePart]:
@@ -61,7 +63,7 @@ class WholeAnswer:
 class WholePart:
     """Follows one task of an answer."""
 
-    __slots__ = ("_asked", "_whole", "answer", "is_done", "result", "task")
+    __slots__ = ("_asked", "_whole", "answer", "has_failed", "is_done", "result", "task")
 
     task: FollowedTask
 
@@ -70,6 +72,8 @@ class WholePart:
         self.answer: LlmAnswer | None = None
         #: it has ended, well or not; and its result
         self.is_done = False
+        #: it will have no other end if it is asked for again
+        self.has_failed = False
         self.result: TaskResult | None = None
 
     def accepted(self) -> None:
@@ -85,6 +89,7 @@ class WholePart:
             self.answer = answer_of(self.task.id, self._asked, outcome)
             self.result = self.answer.result
         except D8Error as error:
+            self.has_failed = not isinstance(error, PrunedTaskError)
             self.result = decoded(outcome.payload) if outcome.payload else None
             self._whole.fail(error)
         else:

@@ -19,7 +19,6 @@ _STATUS_AT_OLLAMA: Final[Mapping[str, int]] = {
     "queue.full": 503,
     "access.flood": 503,
     "task.failed": 500,
-    "task.cancelled": 499,
     "wait.timeout": 504,
 }
 #: Nothing else would be told to come again: what is full now is so for a moment.

@@ -20,7 +20,7 @@ FOR_EVER_S: Final = 2**63 / 1e9
 #: When a model came that nobody told of: programs want a time, and sort by it.
 UNKNOWN_TIME: Final = "1970-01-01T00:00:00Z"
 #: How a time is written, and a file's time as a number.
-_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
+_DAY_AND_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
 _NANOSECONDS: Final = re.compile(r"\d{18,19}", re.ASCII)
 #: A model of the cloud is of no size, and runs there.
 CLOUD_HOST: Final = "cloud"
@@ -129,4 +129,4 @@ def _modified(model: KnownModel) -> str:
     told = model.modified_at
     if _NANOSECONDS.fullmatch(told):
         return created_at(datetime.fromtimestamp(int(told) / 1e9, UTC))
-    return told if _TIME.match(told) else UNKNOWN_TIME
+    return told if _DAY_AND_TIME.match(told) else UNKNOWN_TIME

@@ -23,6 +23,7 @@ _OPENAI_CODES: Final[Mapping[str, str]] = {
     "access.flood": "rate_limit_exceeded",
     "queue.full": "rate_limit_exceeded",
     "model.unknown": "model_not_found",
+    "backend.missing": "model_not_found",
     "model.unfit": "unsupported_parameter",
     "task.invalid": "invalid_value",
     "http.bad_request": "invalid_value",
@@ -62,7 +63,7 @@ def error_body(error: D8Error | Refusal) -> dict[str, Any]:
     about = _FIELD.match(text) if status < 500 else None
     param = about[2] if about else None
     code = _OPENAI_CODES.get(error.code, error.code)
-    if error.code.startswith("model."):
+    if _OPENAI_CODES.get(error.code) == "model_not_found" or error.code.startswith("model."):
         param = _PARAM_OF.get(_lacks(error), "model")
     elif error.code.startswith("task.") and _LONGER_THAN_CONTEXT.search(text):
         param, code = "messages", _TOO_LONG_CODE

@@ -35,7 +35,7 @@ MOUNT_S: Final = 5.0
 #: GetDriveTypeW's answer for a network drive (winbase.h).
 _DRIVE_REMOTE: Final = 4
 #: What passes, or is not the file's fault: a start later may well do.
-_PASSING: Final = (
+_OF_THE_MACHINE: Final = (
     apsw.FullError,
     apsw.IOError,
     apsw.CantOpenError,
@@ -94,7 +94,7 @@ def refuse_held(path: Path) -> None:
 
 def refusal(path: Path, error: Exception) -> JournalError:
     """Return what to raise when `error` came up while the file was opened."""
-    if isinstance(error, (*_PASSING, OSError)):
+    if isinstance(error, (*_OF_THE_MACHINE, OSError)):
         return JournalError(
             f"{path} cannot be used now ({error}): make room on its disk, or look after the disk"
         )

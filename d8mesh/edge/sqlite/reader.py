@@ -24,6 +24,8 @@ SCAN_ROWS: Final = 20_000
 #: Bytes of results on one page, if it is not a single one that is larger: a page of large
 #: ones ends early with a cursor, so that it fits a frame.
 PAGE_BYTES: Final = 8 * 1024 * 1024
+#: Stands for a text that was overwritten.
+ERASED: Final = "erased"
 #: Beyond any number of a batch and of a task in it.
 _PAST_ALL: Final = 2**62
 _STATE_CODES: Final = {state: code for code, state in FINAL_STATES.items()}
@@ -258,6 +260,8 @@ class Reader:
         why = past[-1].error if past and not is_completed else None
         task_id = "{}-{}".format(*self._split(row))
         payload, is_gone = self._result(run.payloads[row - run.first])
+        if why == ERASED:  # where the caller may know it, it is kept with the result
+            why = _kept_error(payload) or why
         return store.FinishedTask(task_id, *run[2:8], payload, why, past, is_gone)
 
     def _result(self, stored: bytes) -> tuple[bytes, bool]:
@@ -311,7 +315,21 @@ def _is_by(door: str, spec: Spec) -> bool:
 
 def _shown(text: str | None) -> str | None:
     """Return a reason or traceback as it is told: one that was overwritten is all blanks."""
-    return "erased" if text and not text.strip() else text
+    return ERASED if text and not text.strip() else text
+
+
+class _KeptResult(msgspec.Struct, gc=False):
+    """What is read of a result."""
+
+    error: str = ""
+
+
+def _kept_error(payload: bytes) -> str:
+    """Return why a task failed, as its result has it; "" if it has nothing."""
+    try:
+        return msgspec.msgpack.decode(payload, type=_KeptResult).error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def _cursor(text: str, parts: int) -> list[int] | None:

@@ -198,7 +198,7 @@ class Worker:
         self._change(lambda session, now: session.services.measured(service, said, now))
 
     def described(self, service: str, model: str, payload: bytes) -> None:
-        """Say at length what a model of a service is; see `Described`. Thread: any."""
+        """Pass on all that a service tells of a model: a map in msgpack. Thread: any."""
         self._change(lambda session, now: session.services.described(service, model, payload, now))
 
     def on_warm(self, load: Callable[[Placement], None]) -> None:

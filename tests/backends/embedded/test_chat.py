@@ -54,6 +54,28 @@ def test_an_error_in_the_middle_of_an_answer_is_one() -> None:
         _Pieces().piece_of({"error": {"code": 500, "message": "out of cheese"}})
 
 
+ADD: dict[str, Any] = {"type": "function", "function": {"name": "add", "parameters": {}}}
+SUB: dict[str, Any] = {"type": "function", "function": {"name": "sub", "parameters": {}}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "told"),
+    [
+        (None, {"tools": [ADD, SUB]}),
+        ("none", {"tools": [ADD, SUB], "tool_choice": "none"}),
+        ("required", {"tools": [ADD, SUB], "tool_choice": "required"}),
+        ({"function": {"name": "sub"}}, {"tools": [SUB], "tool_choice": "required"}),
+    ],
+)
+def test_the_tool_that_must_be_called_is_the_only_one_told(
+    choice: object, told: dict[str, Any]
+) -> None:
+    more = {"tools": [ADD, SUB]} | ({} if choice is None else {"tool_choice": choice})
+    assert _chat_form(more) == told
+    single = more | {"parallel_tool_calls": False}
+    assert _chat_form(single) == told | {"parallel_tool_calls": False}
+
+
 def test_a_message_of_ollamas_form_is_told_in_llama_cpps() -> None:
     call = {"function": {"name": "f", "arguments": {"a": 1}}}
     assert _message({"role": "assistant", "content": "", "tool_calls": [call]}) == {

@@ -172,6 +172,24 @@ def test_the_first_token_of_a_model_that_is_known_and_loaded_may_not_take_so_lon
     assert backend.asked[5].first_token_s == 300.0
 
 
+def test_figures_that_change_again_at_once_are_told_together_a_little_later() -> None:
+    told: list[int] = []
+    backend = ScriptedBackend(URL, up("a", url=URL))
+
+    def hear(service: Service, model: str | None) -> None:
+        if model is not None:
+            told.append(service.offered().models[0].requests)
+
+    service = Service(backend, on_change=hear, clock=lambda: 100.0)
+    service.look()
+    service.chat(question("a"), run_at())
+    assert told[-1] == 1
+    for _ in range(20):
+        service.chat(question("a"), run_at())
+    until(lambda: told[-1] == 21, "the last figures to be told")
+    assert len(told) < 21
+
+
 def test_a_model_that_failed_is_paused_until_it_answers_a_small_question(scene: Scene) -> None:
     scene.fail(BackendStalledError("no token for 60 s"))
     assert scene.paused() == "no token for 60 s"

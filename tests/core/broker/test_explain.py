@@ -174,6 +174,21 @@ def test_what_was_never_begun_says_so(broker: WiredBroker) -> None:
     assert told["why"] == ["it was never begun; that was so for 4.0 s"]
 
 
+def test_what_came_in_at_a_door_says_so_and_that_its_caller_may_have_left(
+    broker: WiredBroker,
+) -> None:
+    client, source = broker.client(), "openai 10.0.0.9 curl/8.5"
+    (task_id,) = broker.submit(client, source=source)
+    came = "it came in at the door openai, from 10.0.0.9 curl/8.5"
+    assert explained(broker, task_id)["why"][0] == came
+    broker.ask(client, "cancel", id=task_id)
+    told = explained(broker, task_id)
+    assert told["summary"].startswith("it was cancelled: its caller left before the end")
+    assert told["why"][0] == came
+    (of_batch,) = broker.submit(client, source="batch")
+    assert explained(broker, of_batch)["why"][0] == "it came in at the door batch"
+
+
 def test_an_unknown_task_is_refused(broker: WiredBroker) -> None:
     client = broker.client()
     assert broker.ask(client, "explain", id=f"{S}-77").code == "task.unknown"

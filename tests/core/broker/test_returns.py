@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from d8mesh.core.broker.effects import Peer
+from d8mesh.core.broker.patience import HOPELESS_S
 from d8mesh.core.broker.returns import (
     FREE_RETURNS,
-    HOPELESS_S,
     LEAVING,
     MAX_LEFT,
     MAX_RETURN_PAUSE_S,
@@ -19,8 +19,8 @@ from d8mesh.core.broker.returns import (
 )
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import Requeued, TaskState
-from tests.core.llm_services import host, model, offer, service
-from tests.core.wired_broker import WiredBroker, beat
+from tests.core.llm_services import host, model, service
+from tests.core.wired_broker import WiredBroker, beat, result
 
 
 def taken(broker: WiredBroker, worker: Peer) -> dict[str, bytes]:
@@ -259,51 +259,6 @@ def test_a_service_that_says_that_it_is_full_is_not_to_blame(broker: WiredBroker
 SOURCE = "openai 127.0.0.1 program"
 
 
-@pytest.mark.parametrize(
-    ("options", "is_over"),
-    [
-        ({"source": SOURCE, "priority": 8}, True),
-        ({"source": SOURCE, "priority": 7}, False),  # nobody sits there
-        ({"priority": 8}, False),
-    ],
-)
-def test_who_waits_at_a_door_is_told_the_last_error_when_all_machines_are_paused(
-    broker: WiredBroker, options: dict[str, Any], is_over: bool
-) -> None:
-    client, worker = broker.client(), host(broker, "w", [service("s", [model("m")])])
-    (task_id,) = broker.submit(client, kind="agent_action", model="=m", **options)
-    token = broker.work(worker)[task_id]
-    payload = msgspec.msgpack.encode({"success": False, "error": "no memory"})
-    broker.say(worker, m.Results(1, 4, [task_id], [token], bytes([m.FAILED]), [payload]))
-    offer(broker, worker, [service("s", [model("m", paused="no memory")])])
-    for _ in range(2):
-        broker.say(worker, beat([], 0))
-        broker.say(client, m.Watch([]))
-        broker.pass_time(HOPELESS_S / 2 + 0.5)
-    outcomes = [each for each in broker.got(client, m.Outcomes) if each.ids == [task_id]]
-    assert [each.payloads for each in outcomes] == ([[payload]] if is_over else [])
-
-
-def test_as_long_as_one_machine_is_well_who_waits_at_a_door_waits_for_it(
-    broker: WiredBroker,
-) -> None:
-    client, worker = broker.client(), host(broker, "w", [service("s", [model("m")])])
-    busy = host(broker, "b", [service("t", [model("m", slots=1)])])
-    broker.submit(client, kind="agent_action", model="=m", priority=8, source=SOURCE)
-    broker.submit(client, kind="agent_action", model="=m", priority=8, source=SOURCE)
-    held = list(broker.work(busy))
-    assert held
-    ((task_id, token),) = broker.work(worker).items()
-    broker.say(worker, m.Results(1, 4, [task_id], [token], bytes([m.FAILED]), [b"\x80"]))
-    offer(broker, worker, [service("s", [model("m", paused="no memory")])])
-    for _ in range(4):
-        for peer in (worker, busy):
-            broker.say(peer, beat([], 0) if peer is worker else beat(held, 1))
-        broker.say(client, m.Watch([]))
-        broker.pass_time(HOPELESS_S / 2 + 0.5)
-    assert broker.task_table.state_of(task_id) is TaskState.QUEUED
-
-
 def test_who_waits_at_a_door_is_tried_at_once_where_it_has_not_failed(broker: WiredBroker) -> None:
     client = broker.client()
     workers = [host(broker, name, [service(name, [model("m")])]) for name in ("a", "b")]
@@ -317,3 +272,19 @@ def test_who_waits_at_a_door_is_tried_at_once_where_it_has_not_failed(broker: Wi
     broker.say(second, m.Results(1, 4, [task_id], [token], bytes([m.FAILED]), [b"\x80"]))
     assert broker.work(first) == broker.work(second) == {}  # both have failed it: after a pause
     assert taken(broker, first) or taken(broker, second)
+
+
+def test_who_waits_at_a_door_is_not_failed_once_another_machine_has_answered(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    workers = [host(broker, name, [service(name, [model("m")])]) for name in ("a", "b")]
+    (task_id,) = broker.submit(client, kind="agent_action", model="=m", priority=8, source=SOURCE)
+    held = [broker.work(each) for each in workers]
+    first, second = workers if held[0] else workers[::-1]
+    token = (held[0] or held[1])[task_id]
+    broker.say(first, m.Results(1, 4, [task_id], [token], bytes([m.FAILED]), [b"\x80"]))
+    broker.finish(second, broker.work(second))
+    broker.pass_time(HOPELESS_S + 1)
+    outcomes = [each for each in broker.got(client, m.Outcomes) if each.ids == [task_id]]
+    assert [each.payloads for each in outcomes] == [[result()]]

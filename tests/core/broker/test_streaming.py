@@ -5,6 +5,7 @@ from __future__ import annotations
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.streaming import CATCH_UP_S
 from d8mesh.core.protocol import messages as m
+from d8mesh.core.protocol.task import TaskState
 from tests.core.wired_broker import WiredBroker
 
 
@@ -112,6 +113,35 @@ def test_who_has_heard_nothing_of_an_attempt_is_not_told_that_it_broke_off(
     client, worker, task_id, token = listened(broker)
     broker.say(worker, m.Results(1, 4, [task_id], [token], bytes([m.FAILED]), [b"\x80"]))
     assert broker.got(client, m.Stream) == []
+
+
+def test_what_was_cut_off_and_begins_anew_elsewhere_is_told_when_it_speaks(
+    broker: WiredBroker,
+) -> None:
+    client, worker, task_id, token = listened(broker)
+    broker.say(worker, chunks(task_id, token, 0, 1))
+    broker.got(client, m.Stream)
+    while broker.task_table.state_of(task_id) is TaskState.RUNNING:
+        broker.pass_time(1)  # nobody is heard: the first worker may still go on with it
+    other = broker.worker("other")
+    held = broker.work(other)
+    assert broker.got(client, m.Stream) == []
+    broker.say(other, chunks(task_id, held[task_id], 0))
+    assert broker.got(client, m.Stream) == [
+        m.Stream(task_id, 2, 0, []),
+        m.Stream(task_id, 2, 0, [b"\x00"]),
+    ]
+
+
+def test_who_leaves_before_the_output_is_sent_together_is_sent_none(broker: WiredBroker) -> None:
+    client, worker = broker.client(takes_streams=True), broker.worker("w")
+    (task_id,) = broker.submit(client, is_listened=True)
+    output = chunks(task_id, broker.work(worker)[task_id], 0)
+    for message, peer in ((output, worker), (m.Goodbye("done"), client)):
+        broker.perform(broker.dispatcher.receive(message, peer, broker.now))
+    broker.pass_time(1)
+    assert broker.got(client, m.Stream) == []
+    assert broker.got(client, m.Streams) == []
 
 
 def test_who_says_so_is_sent_the_output_of_several_tasks_together(broker: WiredBroker) -> None:

@@ -262,3 +262,14 @@ def test_a_short_question_that_waited_for_a_long_one_proves_no_slot() -> None:
     meter.ended(long, 11, RunEnd.ANSWERED)
     meter.ended(short, 11.01, RunEnd.ANSWERED)
     assert meter.gauge.proved == 1
+
+
+def test_the_first_token_is_expected_as_soon_as_it_usually_comes() -> None:
+    meter = ModelMeter()
+    assert meter.expected_first_s(100) == 0  # it has not answered yet
+    answered(meter, 0, Spent(prompt_tokens=100, output_tokens=50, prompt_s=0.5, output_s=1))
+    assert meter.expected_first_s(100) == 1
+    assert meter.expected_first_s(10_000) == 50  # there is more to read
+    for _ in range(meter.gauge.proved):
+        meter.began(40)
+    assert meter.expected_first_s(100) == 0  # it may have to wait for a slot

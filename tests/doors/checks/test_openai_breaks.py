@@ -21,18 +21,20 @@ from tests.doors.checks.openai_clients import (
     text_of,
 )
 from tests.doors.llm_mesh import LlmMesh, llm_mesh, machine
+from tests.end_to_end.processes import until
 from tests.standin.faults import Kind
 from tests.standin.machine import Model
 
 SAID = "You asked: hello there"
 BREAKS = (Kind.CUT, Kind.NO_DONE, Kind.ERROR_LINE, Kind.STALL)
 OTHERS = ("sync", "async", "moves", "text", "ends", "silent", "fails-whole", "fails-streamed")
+LATE = ("late-whole", "late-streamed", "busy")
 NINE: list[dict[str, Any]] = [{"role": "user", "content": "say 9 words"}]
 
 
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[LlmMesh]:
-    models = [Model(name=f"{name}:1b") for name in (*BREAKS, *OTHERS)]
+    models = [Model(name=f"{name}:1b") for name in (*BREAKS, *OTHERS, *LATE)]
     more: dict[str, Any] = {"models": models, "loaded": [], "max_loaded": len(models)}
     with llm_mesh(machine(**more), machine(**more)) as made:
         yield made
@@ -41,6 +43,16 @@ def mesh() -> Iterator[LlmMesh]:
 def break_all(mesh: LlmMesh, kind: Kind, model: str, after: int) -> None:
     for standin in mesh.standins:
         standin.fault(kind, model, after=after)
+
+
+def await_paused(mesh: LlmMesh, name: str) -> None:
+    """Wait until no machine takes anything for a model."""
+
+    def are_paused() -> bool:
+        (model,) = (each for each in mesh.models()["models"] if each["name"] == name)
+        return all(place["paused"] for place in model["places"])
+
+    until(are_paused, "its pause")
 
 
 @pytest.mark.parametrize("kind", BREAKS)
@@ -115,6 +127,33 @@ def test_check_13_where_all_fail_before_the_first_word_there_is_a_status(
     answered = chat_sent(mesh, model=model, stream=is_streamed)
     assert answered.status == 502, answered.body
     assert answered.json["error"]["code"] == "backend.failed"
+
+
+@pytest.mark.slow  # the same
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_check_13_who_comes_when_all_are_paused_already_is_told_why(
+    mesh: LlmMesh, is_streamed: bool
+) -> None:
+    model = f"late-{'streamed' if is_streamed else 'whole'}:1b"
+    break_all(mesh, Kind.FAST_FAIL, model, after=0)
+    assert chat_sent(mesh, model=model).status == 502
+    await_paused(mesh, model)
+    for path in ("/v1/chat/completions", "/v1/messages", "/api/chat"):
+        body = {"model": model, "messages": HELLO, "max_tokens": 9, "stream": is_streamed}
+        answered = mesh.post(path, body, headers={"X-D8-Priority": "2"})
+        assert answered.status == 503, (path, answered.body)
+        assert b"paused" in answered.body, (path, answered.body)
+        assert 0 < int(answered.headers["retry-after"]) <= 120
+
+
+@pytest.mark.slow  # half a minute in which a full machine might have had room
+def test_check_13_where_all_are_busy_for_ever_there_is_a_status(mesh: LlmMesh) -> None:
+    break_all(mesh, Kind.BUSY, "busy:1b", after=0)
+    answered = chat_sent(mesh, model="busy:1b")
+    assert answered.status == 503, answered.body
+    assert answered.json["error"]["code"] in ("backend.busy", "backend.unavailable")
+    assert "busy" in answered.json["error"]["message"]
+    assert int(answered.headers["retry-after"]) > 0
 
 
 @pytest.mark.slow  # the same

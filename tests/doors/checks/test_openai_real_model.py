@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from bench.mesh import mesh
 from d8mesh.apps.demo import free_ports
 from d8mesh.apps.status import ask
+from tests.doors.checks.openai_clients import LOOK
 from tests.doors.llm_mesh import PATIENCE_S
 from tests.end_to_end.processes import until
 from tests.real_model import MODEL, needs_model
@@ -75,6 +76,18 @@ def test_check_32_an_answer_fits_its_schema(client: Any) -> None:
     asked = SURE | {"messages": [{"role": "user", "content": "Tell of a cat, as JSON."}]}
     answer = client.chat.completions.parse(**asked, response_format=Cat, max_tokens=200)
     assert isinstance(answer.choices[0].message.parsed, Cat)
+
+
+def test_check_27_a_model_without_tools_says_so(client: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="does not support tools") as raised:
+        client.chat.completions.create(**SURE, tools=[LOOK], tool_choice="required", max_tokens=4)
+    assert raised.value.code == "unsupported_parameter"
+
+
+def test_without_a_bound_an_answer_ends_by_itself(client: Any) -> None:
+    asked = SURE | {"messages": [{"role": "user", "content": "Say hi."}]}
+    answer = client.chat.completions.create(**asked)
+    assert answer.choices[0].finish_reason == "stop"
 
 
 def test_several_choices_differ_though_a_seed_is_set(client: Any) -> None:

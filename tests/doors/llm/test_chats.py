@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from d8mesh.core.broker import returns
-from d8mesh.doors.llm import chats, streamed
+from d8mesh.core.broker import patience
+from d8mesh.doors.llm import chats, delivered, streamed
 from tests.doors.llm.plain_door import ChatMesh, KnownNames, said
-from tests.nodes.mesh import until
+from tests.nodes.mesh import PATIENCE_S, until
 from tests.ollama_standin import OllamaStandin
 from tests.standin.faults import Kind
 
@@ -295,7 +295,7 @@ def test_who_is_answered_when_the_process_ends_is_told_which_task_goes_on(
 def test_when_every_machine_fails_a_request_ends_with_the_last_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    monkeypatch.setattr(returns, "HOPELESS_S", 0.5)
+    monkeypatch.setattr(patience, "HOPELESS_S", 0.5)
     with ExitStack() as stack:
         mesh = ChatMesh(tmp_path, stack)
         for _ in range(2):
@@ -343,3 +343,40 @@ def test_what_was_asked_with_a_key_is_kept_for_who_asks_again(one: ChatMesh) -> 
     assert not one.status(task_id).get("erased")
     with one.ask(6, stream=False, headers=key) as again:
         assert again.json()["tasks"] == [task_id]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_who_asks_again_when_the_answer_is_erased_is_told_so(
+    one: ChatMesh, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(delivered, "KEYED_KEPT_S", 0.05)
+    key = {"Idempotency-Key": f"late {stream}"}
+    with one.ask(4, stream=False, headers=key) as asked:
+        (task_id,) = asked.json()["tasks"]
+    until(lambda: one.status(task_id).get("erased"))
+    for _ in range(2):
+        with one.ask(4, stream=stream, headers=key) as again:
+            assert again.status == 410
+            told = again.json()
+            assert told["code"] == "task.pruned"
+            assert "another Idempotency-Key" in told["error"]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_who_asks_again_with_the_key_of_a_failure_has_it_tried_again(
+    one: ChatMesh, stream: bool
+) -> None:
+    (standin,) = one.standins
+    key = {"Idempotency-Key": f"failed {stream}"}
+    standin.change(settings={"tokens_per_s": 50.0})
+    with one.ask(500, stream=stream, headers=key) as asked:
+        until(lambda: one.tasks("running"))
+        (task_id,) = (each["task_id"] for each in one.tasks("running"))
+        one.loop.run(one.client.ask("cancel", {"id": task_id}, PATIENCE_S))
+        assert asked.status == 200 if stream else asked.status != 200
+        assert "task.cancelled" in asked.text()
+    standin.change(settings={"tokens_per_s": 0.0})
+    for _ in range(2):
+        with one.ask(500, stream=stream, headers=key) as again:
+            assert again.status == 200
+            assert again.answer.headers["X-D8-Task"] != task_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from http import HTTPStatus
 
 import pytest
 from ollama import ListResponse, ProcessResponse, ShowResponse
@@ -12,7 +13,14 @@ from d8mesh.doors.llm.catalogue import KnownModel, LoadedAt
 from d8mesh.doors.ollama.errors import ollama_problem
 from d8mesh.doors.ollama.models import ps_body, show_body, tags_body
 from d8mesh.doors.ollama.pulls import present_lines, progress_line
-from d8mesh.errors import BackendAnswerError, QueueFullError, TaskFailedError
+from d8mesh.errors import (
+    BackendAnswerError,
+    BackendMissingError,
+    PrunedTaskError,
+    QueueFullError,
+    TaskFailedError,
+)
+from d8mesh.http.answers import STATUS, Refusal
 
 DETAILS = {"family": "llama", "format": "gguf"}
 MODEL = KnownModel(
@@ -109,6 +117,13 @@ def test_an_error_has_a_status_a_text_that_names_the_task_and_when_to_come_again
     assert (ollama_problem(failed).status, ollama_problem(broken).status) == (500, 502)
     assert ollama_problem(failed).body == b'{"error":"no (task t-1)"}'
     assert ollama_problem(failed).headers["X-D8-Task"] == "t-1"
+    missing, pruned = ollama_problem(BackendMissingError("x")), ollama_problem(PrunedTaskError())
+    assert (missing.status, pruned.status) == (404, 410)
     full = ollama_problem(QueueFullError())
     assert (full.status, full.headers["Retry-After"]) == (503, "1")
     assert b"please try again.  maximum" in bytes(full.body)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("code", sorted(STATUS))
+def test_every_error_has_a_status_that_http_knows(code: str) -> None:
+    assert HTTPStatus(ollama_problem(Refusal(code, "no")).status) >= HTTPStatus.BAD_REQUEST

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from d8mesh.core.broker.store import DetailsOf, EndOf, FinishedTask, OutcomesOf, TaskDetails
@@ -147,6 +148,25 @@ def test_the_right_task_of_a_batch_is_erased(tmp_path: Path, count: int) -> None
         assert isinstance(ended, FinishedTask)
         assert details.payload == (b"" if n in gone else payloads[n])
         assert ended.payload == (b"" if n in gone else b"r%d" % n)
+    journal.close()
+
+
+def test_why_a_task_failed_is_told_from_what_is_kept_of_its_result(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    journal.restore()
+    ids = [f"{SESSIONS[0]}-{n}" for n in range(2)]
+    failed = [msgspec.msgpack.encode({"error": "no machine is there", "output": "x" * 50})] * 2
+    journal.append([Submitted(SESSIONS[0], 0, OF_DOOR, [b"\x80"] * 2, 1.0)])
+    journal.append([Failed("w", ids, [1] * 2, failed, 2.0, "no machine is there")])
+    kept = msgspec.msgpack.encode({"error": "no machine is there", "erased": True})
+    journal.append([Erased(ids, [kept, b""])])
+    assert wipe(journal)
+    whys = []
+    for task_id in ids:
+        ended = journal.ask(EndOf(task_id))
+        assert isinstance(ended, FinishedTask)
+        whys.append(ended.why)
+    assert whys == ["no machine is there", "erased"]
     journal.close()
 
 

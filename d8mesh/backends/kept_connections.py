@@ -1,0 +1,108 @@
+"""Connections to services whose last answer has ended: the next question need not connect anew.
+
+One is used again only while it is young and nothing shows that the other side has left. What has
+been sent over it is never sent again: it may have been begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import threading
+import time
+from typing import Final, TypeAlias
+
+from d8mesh.backends.answer_clocks import AnswerClocks
+from d8mesh.backends.http_answer import HttpAnswer
+
+#: No longer than this: shorter than any server lets go of one that is quiet.
+KEPT_S: Final = 2.0
+#: For one service: as many as answer side by side.
+MAX_KEPT: Final = 64
+
+#: Host and port.
+Place: TypeAlias = tuple[str, int]
+
+
+class KeptConnections:
+    """The connections that wait for the next question.
+
+    Args:
+        clocks: look after those that nobody takes.
+
+    Thread: any.
+    """
+
+    def __init__(self, clocks: AnswerClocks) -> None:
+        self._clocks = clocks
+        self._lock = threading.Lock()
+        #: each with when it came, and what it has answered: the end of that may still be coming,
+        #: so the oldest is taken first
+        self._kept: dict[Place, list[tuple[float, socket.socket, HttpAnswer]]] = {}
+
+    @property
+    def count(self) -> int:
+        """How many wait."""
+        return sum(map(len, self._kept.values()))
+
+    def take(self, place: Place) -> socket.socket | None:
+        """Return a connection that nothing stands against; None: there is none."""
+        while True:
+            with self._lock:
+                kept = self._kept.get(place)
+                if not kept:
+                    return None
+                since, connection, answer = kept.pop(0)
+            if time.monotonic() - since < KEPT_S and _is_quiet(connection, answer):
+                return connection
+            connection.close()
+
+    def keep(self, place: Place, connection: socket.socket, answer: HttpAnswer) -> None:
+        """Have it wait for the next question, if it can have one; else it is closed."""
+        if not answer.may_be_followed:
+            connection.close()
+            return
+        with self._lock:
+            is_first = not self._kept
+            kept = self._kept.setdefault(place, [])
+            is_kept = len(kept) < MAX_KEPT
+            if is_kept:
+                kept.append((time.monotonic(), connection, answer))
+        if not is_kept:
+            connection.close()
+        if is_first:
+            try:
+                self._clocks.watch(self.look)
+            except RuntimeError:  # no thread can look after them
+                self.look(float("inf"))
+
+    def look(self, now: float) -> None:
+        """Close those that have waited for too long."""
+        old: list[socket.socket] = []
+        with self._lock:
+            for place, kept in list(self._kept.items()):
+                while kept and now - kept[0][0] >= KEPT_S:
+                    old.append(kept.pop(0)[1])
+                if not kept:
+                    del self._kept[place]
+            is_empty = not self._kept
+        for connection in old:
+            connection.close()
+        if is_empty:
+            self._clocks.forget(self.look)
+
+
+def _is_quiet(connection: socket.socket, answer: HttpAnswer) -> bool:
+    """Return whether its answer has ended, nothing came after it, and nobody has left."""
+    try:
+        connection.setblocking(False)
+        if answer.is_spent():
+            with contextlib.suppress(BlockingIOError):
+                connection.recv(1)
+                return False  # more than was asked for, or the end
+            connection.setblocking(True)
+            return True
+    except (OSError, http.client.HTTPException):
+        pass
+    return False
