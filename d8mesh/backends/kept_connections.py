@@ -53,7 +53,7 @@ class KeptConnections:
                 kept = self._kept.get(place)
                 if not kept:
                     return None
-                since, connection, answer = kept.pop(0)
+                since, connection, answer = kept.pop(0)  # an empty list goes with the next look
             if time.monotonic() - since < KEPT_S and _is_quiet(connection, answer):
                 return connection
             connection.close()
@@ -64,18 +64,16 @@ class KeptConnections:
             connection.close()
             return
         with self._lock:
-            is_first = not self._kept
-            kept = self._kept.setdefault(place, [])
-            is_kept = len(kept) < MAX_KEPT
+            is_kept = len(self._kept.get(place, ())) < MAX_KEPT
+            if not self._kept:
+                try:
+                    self._clocks.watch(self.look)
+                except RuntimeError:  # no thread can look after them
+                    is_kept = False
             if is_kept:
-                kept.append((time.monotonic(), connection, answer))
+                self._kept.setdefault(place, []).append((time.monotonic(), connection, answer))
         if not is_kept:
             connection.close()
-        if is_first:
-            try:
-                self._clocks.watch(self.look)
-            except RuntimeError:  # no thread can look after them
-                self.look(float("inf"))
 
     def look(self, now: float) -> None:
         """Close those that have waited for too long."""
@@ -86,11 +84,10 @@ class KeptConnections:
                     old.append(kept.pop(0)[1])
                 if not kept:
                     del self._kept[place]
-            is_empty = not self._kept
+            if not self._kept:
+                self._clocks.forget(self.look)
         for connection in old:
             connection.close()
-        if is_empty:
-            self._clocks.forget(self.look)
 
 
 def _is_quiet(connection: socket.socket, answer: HttpAnswer) -> bool:
