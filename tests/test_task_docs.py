@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from d8mesh.backends.answer_in_pieces import MAX_TEXT_BYTES
 from d8mesh.backends.backend import FIRST_TOKEN_S, TOKEN_GAP_S
-from d8mesh.backends.growing_answer import MAX_TEXT_BYTES
 from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.backends.ollama.bodies import KEEP_ALIVE, MOST_TOKENS
 from d8mesh.config import Config

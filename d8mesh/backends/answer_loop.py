@@ -21,7 +21,7 @@ READ_TOGETHER_S: Final = 0.008
 
 
 @dataclass(slots=True, eq=False)
-class _OpenAnswer:
+class _ReadAnswer:
     """One answer that is read."""
 
     connection: socket.socket
@@ -38,7 +38,7 @@ class AnswerLoop:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._new: list[_OpenAnswer] = []
+        self._new: list[_ReadAnswer] = []
         #: tells the thread of new ones; None: there is no thread
         self._wake: socket.socket | None = None
 
@@ -55,7 +55,7 @@ class AnswerLoop:
         """
         if take():  # what has come before
             return
-        answer = _OpenAnswer(connection, take)
+        answer = _ReadAnswer(connection, take)
         with self._lock:
             self._new.append(answer)
             wake = self._wake or self._start()
@@ -108,7 +108,7 @@ class AnswerLoop:
         return True
 
 
-def _is_over(answer: _OpenAnswer) -> bool:
+def _is_over(answer: _ReadAnswer) -> bool:
     try:
         return answer.take()
     except BaseException as error:  # it is of its own thread

@@ -25,9 +25,9 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import msgspec
 
 from d8mesh.backends.answer_clocks import ANSWER_CLOCKS
+from d8mesh.backends.answer_in_pieces import AnswerInPieces
 from d8mesh.backends.answer_loop import ANSWER_LOOP
 from d8mesh.backends.backend import ChatRun
-from d8mesh.backends.growing_answer import GrowingAnswer
 from d8mesh.backends.http_answer import HttpAnswer
 from d8mesh.core.protocol.chat import Completion, Piece, completion_of
 from d8mesh.errors import (
@@ -112,7 +112,7 @@ def completion(
         BackendTooLargeError: more than `MAX_TEXT_BYTES` of text, or than `max_pieces`.
         BackendError: what the reader came upon.
     """
-    growing = GrowingAnswer(reader.service, model, run, max_pieces)
+    growing = AnswerInPieces(reader.service, model, run, max_pieces)
     with contextlib.closing(_coming(reader, run)) as coming:
         for piece in coming:
             if piece is None:

@@ -63,9 +63,9 @@ def test_many_answers_are_read_to_their_ends_by_one_thread_which_ends_with_them(
             each.result(PATIENCE_S)
         assert [taken.content for _, taken in made] == [b"%d" % n for n in range(COUNT)]
         assert any("answers" in taken.threads for _, taken in made)
-    for each in threading.enumerate():
-        if each.name == "answers":
-            each.join(PATIENCE_S)
+    for thread in threading.enumerate():
+        if thread.name == "answers":
+            thread.join(PATIENCE_S)
     assert threading.active_count() <= before
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from d8mesh.backends.growing_answer import MAX_TEXT_BYTES
+from d8mesh.backends.answer_in_pieces import MAX_TEXT_BYTES
 from d8mesh.backends.openai.faults import ServiceFault, fault_of
 from d8mesh.backends.openai.messages import call_of
 from d8mesh.backends.openai.providers import Provider

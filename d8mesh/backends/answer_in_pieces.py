@@ -16,7 +16,7 @@ MAX_TEXT_BYTES: Final = 8 * 1024 * 1024
 MAX_PIECES: Final = 1_000_000
 
 
-class GrowingAnswer:
+class AnswerInPieces:
     """One answer so far.
 
     Args:
