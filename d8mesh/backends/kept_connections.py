@@ -17,12 +17,12 @@ from d8mesh.backends.answer_clocks import AnswerClocks
 from d8mesh.backends.http_answer import HttpAnswer
 
 #: No longer than this: shorter than any server lets go of one that is quiet.
-KEPT_S: Final = 2.0
+KEPT_IDLE_S: Final = 2.0
 #: For one service: as many as answer side by side.
 MAX_KEPT: Final = 64
 
 #: Host and port.
-Place: TypeAlias = tuple[str, int]
+ServicePlace: TypeAlias = tuple[str, int]
 
 
 class KeptConnections:
@@ -39,14 +39,14 @@ class KeptConnections:
         self._lock = threading.Lock()
         #: each with when it came, and what it has answered: the end of that may still be coming,
         #: so the oldest is taken first
-        self._kept: dict[Place, list[tuple[float, socket.socket, HttpAnswer]]] = {}
+        self._kept: dict[ServicePlace, list[tuple[float, socket.socket, HttpAnswer]]] = {}
 
     @property
     def count(self) -> int:
         """How many wait."""
         return sum(map(len, self._kept.values()))
 
-    def take(self, place: Place) -> socket.socket | None:
+    def take(self, place: ServicePlace) -> socket.socket | None:
         """Return a connection that nothing stands against; None: there is none."""
         while True:
             with self._lock:
@@ -54,11 +54,11 @@ class KeptConnections:
                 if not kept:
                     return None
                 since, connection, answer = kept.pop(0)
-            if time.monotonic() - since < KEPT_S and _is_quiet(connection, answer):
+            if time.monotonic() - since < KEPT_IDLE_S and _is_quiet(connection, answer):
                 return connection
             connection.close()
 
-    def keep(self, place: Place, connection: socket.socket, answer: HttpAnswer) -> None:
+    def keep(self, place: ServicePlace, connection: socket.socket, answer: HttpAnswer) -> None:
         """Have it wait for the next question, if it can have one; else it is closed."""
         if not answer.may_be_followed:
             connection.close()
@@ -82,7 +82,7 @@ class KeptConnections:
         old: list[socket.socket] = []
         with self._lock:
             for place, kept in list(self._kept.items()):
-                while kept and now - kept[0][0] >= KEPT_S:
+                while kept and now - kept[0][0] >= KEPT_IDLE_S:
                     old.append(kept.pop(0)[1])
                 if not kept:
                     del self._kept[place]

@@ -81,7 +81,8 @@ def test_its_own_types_are_offered_at_once_and_those_of_services_when_they_answe
     assert scene.types() == ["own"]
     backend.seen = up("a", embedders=("e",), url=URL)
     scene.look()
-    assert scene.windowed() == ["model_pull", "model_remove", "own"]
+    changes = ["model_load", "model_pull", "model_remove", "model_unload"]
+    assert scene.windowed() == [*changes, "own"]
     report = scene.services.report()
     assert {"agent_action", "code_generation", "embed", "own"} < set(scene.types())
     assert report["models"] == ["a", "e"]

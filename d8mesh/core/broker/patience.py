@@ -73,10 +73,6 @@ class WaitingCaller(Struct):
     #: the result of its last attempt, which failed
     payload: bytes = b""
 
-    def calm(self) -> None:
-        """There is hope."""
-        self.hopeless_since = self.refused_since = None
-
 
 class Patience:
     """Looks after those who wait at doors; one `look` per sweep."""

@@ -29,7 +29,7 @@ LOADED_ANEW_S: Final = 0.25
 SHORT_S: Final = 2.0
 SHORT_OUTPUT: Final = 0.2
 #: Of all that was measured so much is kept with each request: about the last five count.
-KEPT: Final = 0.8
+KEPT_SHARE: Final = 0.8
 #: Nothing at all for so long until the caller's own deadline: the service may be dead.
 LATE_SILENCE_S: Final = 10.0
 
@@ -67,8 +67,8 @@ class _Rate:
 
     def add(self, amount: float, seconds: float) -> None:
         if amount > 0 and seconds > 0:
-            self._amount = KEPT * self._amount + amount
-            self._seconds = KEPT * self._seconds + seconds
+            self._amount = KEPT_SHARE * self._amount + amount
+            self._seconds = KEPT_SHARE * self._seconds + seconds
 
     @property
     def per_s(self) -> float:
@@ -248,4 +248,4 @@ class ModelMeter:
 
 def _quickest(before: float, now: float) -> float:
     """Return what is usual: the quickest, as far as it is not long ago."""
-    return KEPT * before + (1 - KEPT) * now if 0 < before < now else now
+    return KEPT_SHARE * before + (1 - KEPT_SHARE) * now if 0 < before < now else now

@@ -318,7 +318,7 @@ def _shown(text: str | None) -> str | None:
     return ERASED if text and not text.strip() else text
 
 
-class _KeptResult(msgspec.Struct, gc=False):
+class _ErrorOfResult(msgspec.Struct, gc=False):
     """What is read of a result."""
 
     error: str = ""
@@ -327,7 +327,7 @@ class _KeptResult(msgspec.Struct, gc=False):
 def _kept_error(payload: bytes) -> str:
     """Return why a task failed, as its result has it; "" if it has nothing."""
     try:
-        return msgspec.msgpack.decode(payload, type=_KeptResult).error
+        return msgspec.msgpack.decode(payload, type=_ErrorOfResult).error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
 

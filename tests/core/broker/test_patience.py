@@ -21,13 +21,13 @@ YOUNG_S = 11.0
 BACK = "worker 'w' could not run it: busy"
 
 
-def pass_time(broker: WiredBroker, seconds: float) -> None:
+def pass_time(broker: WiredBroker, seconds: float, *, types: tuple[str, ...] = ("echo",)) -> None:
     """Let time pass in which all who are there say that they live."""
     until = broker.now + seconds
     while broker.now < until:
         for worker in list(broker.state.registry.workers.values()):
             if worker.is_live:
-                broker.say(worker.peer, beat(list(worker.outstanding), 1))
+                broker.say(worker.peer, beat(list(worker.outstanding), 1, types=types))
         for client in list(broker.state.clients.values()):
             broker.say(client.peer, m.Watch([]))
         broker.pass_time(0.5)
@@ -126,6 +126,31 @@ def test_a_full_machine_is_a_queue(broker: WiredBroker) -> None:
     assert list(broker.work(worker)) == [waiting]
 
 
+@pytest.mark.parametrize("kind", ["echo", "agent_action"])
+def test_workers_whose_slots_are_taken_are_a_queue(broker: WiredBroker, kind: str) -> None:
+    client, worker = broker.client(), broker.worker("w", types=[kind])
+    pass_time(broker, YOUNG_S, types=(kind,))
+    ask(broker, client, kind=kind, model="")
+    held = broker.work(worker)
+    waiting = ask(broker, client, kind=kind, model="")
+    pass_time(broker, UNANSWERED_S * 2, types=(kind,))
+    assert broker.task_table.state_of(waiting) is TaskState.QUEUED
+    broker.finish(worker, held)
+    assert list(broker.work(worker)) == [waiting]
+
+
+def test_a_machine_that_answers_others_is_a_queue(broker: WiredBroker) -> None:
+    client, worker = grown_up(broker)
+    for _ in range(int(UNANSWERED_S)):
+        ask(broker, client)
+        broker.finish(worker, broker.work(worker))
+        broker.say(worker, m.Measured("s", [model("m", slots=0)]))
+        waiting = ask(broker, client)
+        pass_time(broker, 2)
+        assert broker.task_table.state_of(waiting) is TaskState.QUEUED
+        broker.say(worker, m.Measured("s", [model("m")]))
+
+
 def test_a_machine_that_takes_nothing_for_long_is_no_queue(broker: WiredBroker) -> None:
     client, worker = grown_up(broker)
     task_id, result = ask(broker, client), None
@@ -160,6 +185,18 @@ def test_an_account_is_waited_for_if_it_allows_something_soon(
     if result is not None:
         assert result["code"] == "backend.limit"
         assert "quota of the day" in result["error"]
+
+
+def test_a_line_of_a_batch_that_fails_is_tried_again_later(broker: WiredBroker) -> None:
+    client, worker = grown_up(broker)
+    line = ask(broker, client, source=BATCH)
+    token = broker.work(worker)[line]
+    payload = failure("no memory at all")
+    broker.say(worker, m.Results(1, 4, [line], [token], bytes([m.FAILED]), [payload]))
+    offer(broker, worker, [service("s", [model("m", paused="it failed")])])
+    pass_time(broker, HOPELESS_S + UNANSWERED_S)
+    assert told(broker, client, line) is None
+    assert broker.task_table.state_of(line) is TaskState.QUEUED
 
 
 def test_who_saw_his_request_fail_everywhere_is_told_the_last_error(broker: WiredBroker) -> None:
