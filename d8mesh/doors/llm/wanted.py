@@ -53,7 +53,7 @@ async def check_models(models: FindsModels, caller: Caller, asked: Sequence[LlmT
         if task.type not in MODEL_TYPES:
             continue
         needed, lacks, is_there = needs_of(task.type, task.data), "", False
-        for name in (task.model, *caller.fallbacks):
+        for name in (task.model, *_fallbacks_of(task.type, caller.fallbacks)):
             known = await models.find(name)
             if known is not None:
                 is_there = True
@@ -109,9 +109,14 @@ def data_of(task: LlmTask, fallbacks: Sequence[str] = ()) -> dict[str, Any]:
         data["pieces"] = True
     if task.type not in MODEL_TYPES:
         return data | ({"model": task.model} if task.model else {})
-    if fallbacks and task.type != EMBED_TYPE:
-        return data | {"models": [task.model, *fallbacks]}
+    if others := _fallbacks_of(task.type, fallbacks):
+        return data | {"models": [task.model, *others]}
     return data | {"model": task.model, "model_strict": True}
+
+
+def _fallbacks_of(kind: str, fallbacks: Sequence[str]) -> Sequence[str]:
+    """Return who may answer in the place of another; vectors of two models do not compare."""
+    return () if kind == EMBED_TYPE else fallbacks
 
 
 def digest_of_all(groups: Sequence[Group]) -> bytes:

@@ -95,7 +95,10 @@ def test_models_are_looked_for_by_any_of_their_spellings() -> None:
     with pytest.raises(ModelUnknownError) as unknown:
         check({"other"}, {"completion"}, CALLER, chat())
     assert unknown.value.details["model"] == "m"
-    check({"other"}, {"completion"}, Caller(door="d", address="a", fallbacks=("other",)), chat())
+    patient = Caller(door="d", address="a", fallbacks=("other",))
+    check({"other"}, {"completion"}, patient, chat())
+    with pytest.raises(ModelUnknownError):  # no other model's vectors will do
+        check({"other"}, set(), patient, LlmTask(type="embed", data={"input": "x"}, model="e"))
 
 
 def test_a_model_that_cannot_do_it_is_unfit() -> None:
