@@ -121,6 +121,11 @@ def _overview(program: str) -> str:
             for command in COMMANDS
             if command.group == group
         ]
+    lines += [
+        "",
+        "Programs that know an Ollama or OpenAI (docs/COOKBOOK.md):",
+        "    OLLAMA_HOST=http://ORCHESTRATOR:7001, or base_url=http://ORCHESTRATOR:7001/v1",
+    ]
     lines += ["", "Examples:", *(f"    {program} {each}" for each in _EXAMPLES)]
     lines += ["", f"`{program} COMMAND --help` says what a command takes. Settings: docs/CONFIG.md"]
     return "\n".join(lines)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from d8mesh.backends.answer_in_pieces import MAX_TEXT_BYTES
 from d8mesh.backends.backend import FIRST_TOKEN_S, TOKEN_GAP_S
 from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.backends.ollama.bodies import KEEP_ALIVE, MOST_TOKENS
-from d8mesh.backends.streaming import MAX_TEXT_BYTES
 from d8mesh.config import Config
 from d8mesh.handlers import Handler, chat_fields, genetic, message_fields
 from d8mesh.handlers.chat_fields import AGENT_FIELDS, CODE_FIELDS, EMBED_FIELDS, GENERATE_FIELDS

@@ -223,8 +223,11 @@ class _BatchRunning:
         """Ask the rows of one round."""
         catalogue = ModelCatalogue(node)
         delivered = DeliveredAnswers(node, keeps_all=self._config.keep_chats)
+        is_given_up = False
 
         async def take(lines: Sequence[EndedLine]) -> None:
+            if is_given_up:
+                return
             self._heard_at = time.monotonic()
             unknown = await _unknown(catalogue, lines)
             written = await asyncio.to_thread(self._write, answers, lines, unknown)
@@ -241,6 +244,7 @@ class _BatchRunning:
             await asyncio.shield(running)
         except asyncio.CancelledError:
             if self._out is None:  # nobody could fetch it
+                is_given_up = True  # that all this is cancelled now is no answer
                 await asking.stop()  # before the end of `run`, which knows what is under way
             raise
         finally:

@@ -228,13 +228,14 @@ def _past(past: Mapping[str, Any]) -> str:
     """Return what happened to one attempt, in one line."""
     worker = past.get("worker_id") or past.get("worker") or "?"
     error = translated(str(past.get("error") or "?"))
-    told = tr(
-        "{at}  attempt {attempt} on {worker}: {error}",
-        at=_time(past.get("at")),
-        attempt=past.get("attempt", "?"),
-        worker=worker,
-        error=error,
-    )
+    at, attempt = _time(past.get("at")), past.get("attempt", "?")
+    if attempt == 0:
+        told = tr("{at}  before any attempt: {error}", at=at, error=error)
+    else:
+        told = tr(
+            "{at}  attempt {attempt} on {worker}: {error}",
+            at=at, attempt=attempt, worker=worker, error=error,
+        )  # fmt: skip
     if not past.get("is_counted", True):
         told += " " + tr("(not counted)")
     pause_s = past.get("pause_s")

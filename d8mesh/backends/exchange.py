@@ -26,7 +26,7 @@ from d8mesh.errors import BackendUnavailableError
 
 #: Addresses of services whose parts are remembered.
 _MAX_URLS: Final = 256
-KEPT: Final = KeptConnections(ANSWER_CLOCKS)
+CONNECTIONS: Final = KeptConnections(ANSWER_CLOCKS)
 _IPV4: Final = re.compile(r"\d{1,3}(\.\d{1,3}){3}", re.ASCII)
 
 
@@ -57,7 +57,7 @@ def answer_to(question: HttpQuestion, reader: AnswerReader[PartT]) -> Iterator[H
     """
     parts, request = _split(question.url), _request(question)
     place = (parts.hostname or "", parts.port or 0)
-    connection = KEPT.take(place) if question.may_be_kept else None
+    connection = CONNECTIONS.take(place) if question.may_be_kept else None
     if connection is None:
         try:
             connection = _connection(parts, question.tls)
@@ -75,7 +75,7 @@ def answer_to(question: HttpQuestion, reader: AnswerReader[PartT]) -> Iterator[H
         yield answer
     finally:
         if answer is not None and question.may_be_kept and not reader.is_broken_off:
-            KEPT.keep(place, connection, answer)
+            CONNECTIONS.keep(place, connection, answer)
         else:
             connection.close()
 

@@ -48,8 +48,8 @@ class HttpAnswer:
         #: bytes of the body, or of the chunk, that are still to come; None: until the end
         self._left: int | None = None
         self._is_chunked = self.getheader("transfer-encoding").lower() == "chunked"
-        #: the end of the last chunk's line was not read yet
-        self._is_behind_chunk = False
+        #: the end of the last chunk's line was not read yet; only what ends the body was not
+        self._is_behind_chunk = self._is_behind_last = False
         #: all of it was read
         self.is_over = False
         self._begin_body()
@@ -64,14 +64,22 @@ class HttpAnswer:
         return self._headers
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the body, as it comes.
+        """Yield the body, as it comes; b"" where a connection that does not block has no more now.
 
         Raises:
             OSError, http.client.HTTPException: it broke off.
         """
+        is_waiting = True
         while not self.is_over:
-            if part := self._parts():
+            part = b""
+            try:
+                part = self._parts()
+            except BlockingIOError:
+                is_waiting = False
+            if part:
                 yield part
+            if not (is_waiting or self.is_over):
+                yield b""  # to ask whether there is more would cost as much as reading it
 
     def read(self, most: int) -> bytes:
         """Return the beginning of the body: `most` bytes, or all if it has not so many."""
@@ -96,7 +104,10 @@ class HttpAnswer:
             BlockingIOError: the connection does not wait, and the end has not come.
             OSError, http.client.HTTPException: it broke off.
         """
-        return not any(part.strip() for part in self.chunks()) and self._at == len(self._buffer)
+        while not self.is_over:
+            if self._parts().strip():
+                return False
+        return self._at == len(self._buffer)
 
     # ------------------------------------------------------------------ the head
 
@@ -137,7 +148,12 @@ class HttpAnswer:
         found: list[bytes] = []
         while not self.is_over and (not found or self._has_more()):  # what is there goes together
             if not self._left:
-                self._begin_chunk()
+                try:
+                    self._begin_chunk()
+                except BlockingIOError:
+                    if not found:
+                        raise
+                    break
             else:
                 found.append(self._part())
                 self._is_behind_chunk = not self._left
@@ -147,14 +163,16 @@ class HttpAnswer:
         if self._is_behind_chunk:
             self._line()
             self._is_behind_chunk = False
-        text = self._line().partition(";")[0].strip()
-        try:
-            self._left = int(text, 16)
-        except ValueError as error:
-            raise http.client.IncompleteRead(b"") from error
-        if self._left < 0:
-            raise http.client.IncompleteRead(b"")
-        if not self._left:
+        if not self._is_behind_last:
+            text = self._line().partition(";")[0].strip()
+            try:
+                self._left = int(text, 16)
+            except ValueError as error:
+                raise http.client.IncompleteRead(b"") from error
+            if self._left < 0:
+                raise http.client.IncompleteRead(b"")
+            self._is_behind_last = not self._left
+        if self._is_behind_last:
             while self._line():  # what may stand behind the last chunk
                 pass
             self.is_over = True

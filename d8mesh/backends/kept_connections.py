@@ -17,7 +17,7 @@ from d8mesh.backends.answer_clocks import AnswerClocks
 from d8mesh.backends.http_answer import HttpAnswer
 
 #: No longer than this: shorter than any server lets go of one that is quiet.
-KEPT_IDLE_S: Final = 2.0
+CONNECTION_KEPT_S: Final = 2.0
 #: For one service: as many as answer side by side.
 MAX_KEPT: Final = 64
 
@@ -53,8 +53,8 @@ class KeptConnections:
                 kept = self._kept.get(place)
                 if not kept:
                     return None
-                since, connection, answer = kept.pop(0)
-            if time.monotonic() - since < KEPT_IDLE_S and _is_quiet(connection, answer):
+                since, connection, answer = kept.pop(0)  # an empty list goes with the next look
+            if time.monotonic() - since < CONNECTION_KEPT_S and _is_quiet(connection, answer):
                 return connection
             connection.close()
 
@@ -64,33 +64,30 @@ class KeptConnections:
             connection.close()
             return
         with self._lock:
-            is_first = not self._kept
-            kept = self._kept.setdefault(place, [])
-            is_kept = len(kept) < MAX_KEPT
+            is_kept = len(self._kept.get(place, ())) < MAX_KEPT
+            if not self._kept:
+                try:
+                    self._clocks.watch(self.look)
+                except RuntimeError:  # no thread can look after them
+                    is_kept = False
             if is_kept:
-                kept.append((time.monotonic(), connection, answer))
+                self._kept.setdefault(place, []).append((time.monotonic(), connection, answer))
         if not is_kept:
             connection.close()
-        if is_first:
-            try:
-                self._clocks.watch(self.look)
-            except RuntimeError:  # no thread can look after them
-                self.look(float("inf"))
 
     def look(self, now: float) -> None:
         """Close those that have waited for too long."""
         old: list[socket.socket] = []
         with self._lock:
             for place, kept in list(self._kept.items()):
-                while kept and now - kept[0][0] >= KEPT_IDLE_S:
+                while kept and now - kept[0][0] >= CONNECTION_KEPT_S:
                     old.append(kept.pop(0)[1])
                 if not kept:
                     del self._kept[place]
-            is_empty = not self._kept
+            if not self._kept:
+                self._clocks.forget(self.look)
         for connection in old:
             connection.close()
-        if is_empty:
-            self._clocks.forget(self.look)
 
 
 def _is_quiet(connection: socket.socket, answer: HttpAnswer) -> bool:

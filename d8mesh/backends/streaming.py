@@ -12,17 +12,21 @@ import http.client
 import json
 import math
 import socket
+import ssl
 import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
 from d8mesh.backends.answer_clocks import ANSWER_CLOCKS
+from d8mesh.backends.answer_in_pieces import AnswerInPieces
+from d8mesh.backends.answer_loop import ANSWER_LOOP
 from d8mesh.backends.backend import ChatRun
 from d8mesh.backends.http_answer import HttpAnswer
 from d8mesh.core.protocol.chat import Completion, Piece, completion_of
@@ -37,10 +41,6 @@ from d8mesh.errors import (
     TaskCancelledError,
 )
 
-#: An answer, thoughts and all: the longest contexts give a few megabytes, a result must hold it.
-MAX_TEXT_BYTES: Final = 8 * 1024 * 1024
-#: Pieces of an answer: those of the longest contexts, each with its own bookkeeping.
-MAX_PIECES: Final = 1_000_000
 #: All bytes of an answer: each token comes with some 150 bytes around it.
 MAX_WIRE_BYTES: Final = 512 * 1024 * 1024
 #: One line of an answer: one token, or the last line with its figures.
@@ -54,6 +54,11 @@ BUSY: Final = frozenset({429, 503})
 CONNECT_S: Final = 5.0
 #: How often a wait looks whether it is still wanted, where nothing wakes it.
 WANTED_LOOK_S: Final = 0.1
+
+#: In place of a line, which never holds it: nothing more is there now.
+NOTHING_NOW: Final = b"\n"
+#: So many pieces of an answer are read by its own thread: short ones need no other.
+PIECES_ALONE: Final = 4
 
 _decode: Final = msgspec.json.Decoder().decode
 #: The system's ``struct linger``: on, for 0 seconds.
@@ -107,32 +112,36 @@ def completion(
         BackendTooLargeError: more than `MAX_TEXT_BYTES` of text, or than `max_pieces`.
         BackendError: what the reader came upon.
     """
-    pieces: list[Piece] = []
-    count, size, is_started = 0, 0, False
-    with contextlib.closing(parts(reader, run)) as coming:
+    growing = AnswerInPieces(reader.service, model, run, max_pieces)
+    with contextlib.closing(_coming(reader, run)) as coming:
         for piece in coming:
-            if not is_started:
-                is_started = True
-                run.on_start(model, None)
-            count += piece.is_sign_of_life
-            size += piece.size_bytes
-            if size > MAX_TEXT_BYTES:
-                sent = f"{reader.service} sent more than {MAX_TEXT_BYTES} bytes of text"
-                raise BackendTooLargeError(sent)
-            if max_pieces is not None and count > max_pieces:
-                raise BackendTooLargeError(
-                    f"{reader.service} generates without end: more tokens than it was asked for"
-                )
-            if len(pieces) >= MAX_PIECES:
-                raise BackendTooLargeError(f"{reader.service} sent more pieces than an answer has")
-            if piece.size_bytes or piece.ending:  # others may come without end
-                pieces.append(piece)
-            run.on_piece(piece)
-    return completion_of(pieces, model)
+            if piece is None:
+                continue
+            growing.take(piece)
+            if growing.count != PIECES_ALONE or piece.ending is not None:
+                continue
+            connection = reader.unblocked()
+            if connection is not None:
+                ANSWER_LOOP.run(connection, partial(growing.take_all, coming))
+    return completion_of(growing.pieces, model)
 
 
 def parts(reader: AnswerReader[PartT], run: ChatRun) -> Generator[PartT, None, None]:
+    """Yield what comes until the last. The reader is closed in any case.
+
+    Raises:
+        D8Error: as of `completion`, without the bounds.
+    """
+    with contextlib.closing(_coming(reader, run)) as coming:
+        for part in coming:
+            if part is not None:
+                yield part
+
+
+def _coming(reader: AnswerReader[PartT], run: ChatRun) -> Generator[PartT | None, None, None]:
     """Yield what comes until the last; the one place where the clocks of an answer are looked at.
+
+    None: nothing more is there now, of a reader that is unblocked.
 
     The time that the taker of a part needs is no silence. The reader is closed in any case.
 
@@ -148,6 +157,9 @@ def parts(reader: AnswerReader[PartT], run: ChatRun) -> Generator[PartT, None, N
     try:
         clock.look(time.monotonic())  # it may be too late to ask
         for part in reader.parts():
+            if part is None:
+                yield None
+                continue
             clock.stop()
             yield part
             clock.go_on(is_alive=part.is_sign_of_life)
@@ -223,8 +235,10 @@ class AnswerReader(Generic[PartT]):
         self._is_ended = False
         self._why: D8Error | None = None
 
-    def parts(self) -> Iterator[PartT]:
+    def parts(self) -> Iterator[PartT | None]:
         """Yield what the lines mean until the last, whose part has an ending.
+
+        None: nothing more is there now, once it is unblocked.
 
         Raises:
             D8Error: what `end` was told, what the service says, or that it broke.
@@ -234,6 +248,9 @@ class AnswerReader(Generic[PartT]):
         lines = self._lines(self)
         try:
             for line in lines:
+                if line == NOTHING_NOW:
+                    yield None
+                    continue
                 part = self._piece_of(decoded(line))
                 if not self._is_wanted():
                     break
@@ -276,6 +293,19 @@ class AnswerReader(Generic[PartT]):
             self._socket = connection
             if self._is_ended:
                 shut(connection)
+
+    def unblocked(self) -> socket.socket | None:
+        """Have `parts` wait no longer, from now on.
+
+        Returns:
+            The connection that tells when more has come; None: it has to be waited for.
+        """
+        with self._lock:
+            connection = self._socket
+            if connection is None or isinstance(connection, ssl.SSLSocket):
+                return None
+            connection.setblocking(False)
+            return connection
 
     def guard(self, response: HttpAnswer) -> None:
         """Let only a plain answer through; raise what another one means."""
@@ -347,9 +377,15 @@ def error_in(content: bytes) -> str:
 def lines_of(
     service: str, chunks: Iterable[bytes], *, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[bytes]:
-    """Yield the lines that are not empty, split at newlines alone, and bounded."""
+    """Yield the lines that are not empty, split at newlines alone, and bounded.
+
+    For an empty chunk `NOTHING_NOW` is yielded.
+    """
     begun, total = bytearray(), 0  # a line that has not ended grows in place, however it is cut
     for chunk in chunks:
+        if not chunk:
+            yield NOTHING_NOW
+            continue
         *lines, rest = chunk.split(b"\n")
         if lines:
             lines[0] = bytes(begun) + lines[0]
@@ -379,7 +415,9 @@ def text_of(value: Any) -> str:
     """Return a text of the answer without halves of characters, which JSON can write."""
     if not (value is None or isinstance(value, str)):
         raise TypeError("a text of the answer is none")
-    return (value or "").encode("utf-8", "replace").decode("utf-8")
+    if value is None or value.isascii():
+        return value or ""
+    return value.encode("utf-8", "replace").decode("utf-8")
 
 
 def clean_object(value: Mapping[str, Any]) -> dict[str, Any]:

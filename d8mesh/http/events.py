@@ -65,8 +65,8 @@ async def _written(source: Source, form: EventFormat) -> AsyncGenerator[bytes, N
                 yield form.comment % item.encode()
 
 
-def json_line(body: Mapping[str, Any]) -> bytes:
-    """Return a body as JSON that no reader takes for several lines; without a line's end."""
+def json_line(body: Mapping[str, Any] | str) -> bytes:
+    """Return a body, or a text in one, as JSON that no reader takes for several lines."""
     line = _encoder.encode(body)
     if not line.isascii():
         for separator, escaped in _SEPARATORS:

@@ -154,8 +154,10 @@ def test_ctrl_c_without_out_cancels_what_nobody_could_fetch(batch: Batch, mesh: 
     assert process.stdout is not None
     process.stdout.readline()  # the first answer: the others are under way
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=PATIENCE_S)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, "what was still asked is cancelled" in err) == (130, True)
+    assert "40 of 40" not in err
+    assert not any(json.loads(row)["error"] for row in out.splitlines())
     states = [task["state"] for task in listed(mesh) if task["task_id"] not in before]
     assert len(states) == 40
     assert not {"queued", "delayed"} & set(states)

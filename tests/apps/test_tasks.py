@@ -188,6 +188,8 @@ KNOWN = {
     "created_at": 0.0, "completed_at": 1e99, "assigned_to": "w\x1b[31m", "reason": "no\x9b paint",
     "data": {"colour": "red\x1b]0;title\x07"},
     "history": [
+        {"at": 0.5, "attempt": 0, "worker_id": None, "error": "nobody is there",
+         "is_counted": True, "pause_s": 0.0, "traceback": None},
         {"at": 1.0, "attempt": 1, "worker_id": "w", "error": "Oh\x1bno\nline", "is_counted": True,
          "pause_s": 0.25, "traceback": "Traceback:\n  first\x1b[2J"},
         {"at": 2.0, "attempt": 2, "worker_id": "v", "error": "given back", "is_counted": False,
@@ -209,8 +211,9 @@ def test_what_is_known_of_a_task_is_shown_whole_and_harmless(
     assert rows[0] == "s-1: failed"
     assert r"  worker: w\x1b[31m" in rows
     assert r'  input: {"colour": "red\u001b]0;title\u0007"}' in rows
-    history = rows[rows.index("  history:") + 1 :][:6]
+    history = rows[rows.index("  history:") + 1 :][:7]
     assert [row[23:] if row.startswith("    19") else row for row in history] == [
+        "  before any attempt: nobody is there",
         r"  attempt 1 on w: Oh\x1bno\nline (tried again after 0.2 s)",
         "      traceback:", "        Traceback:", r"          first\x1b[2J",
         "  attempt 2 on v: given back (not counted)",

@@ -152,3 +152,35 @@ def test_an_answer_that_ends_with_its_connection_can_be_ended_too() -> None:
 def _read_in_vain(reader: AnswerReader[Whole]) -> None:
     with suppress(BackendError):
         list(reader.parts())
+
+
+def test_a_question_goes_over_the_connection_of_the_last_and_never_twice() -> None:
+    """The third comes to one that leaves without an answer: it may have been begun there."""
+    came: list[tuple[int, bytes]] = []
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        answer = OK + b"Content-Length: 4\r\n\r\n[17]"
+
+        def serve() -> None:
+            for number, answers in enumerate((2, 1)):
+                connection, _ = listening.accept()
+                with connection:
+                    for _ in range(answers):
+                        came.append((number, connection.recv(65536)))
+                        connection.sendall(answer)
+                    came.append((number, connection.recv(65536)))
+
+        serving = threading.Thread(target=serve, daemon=True)
+        serving.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+
+        def ask(number: int) -> Any:
+            return asked(HttpQuestion(url=url + str(number), body={}, may_be_kept=True))
+
+        assert [ask(1), ask(2)] == [[17], [17]]
+        with pytest.raises(BackendAnswerError):
+            ask(3)
+        assert ask(4) == [17]
+        serving.join(PATIENCE_S)  # what nobody uses is closed
+        assert not serving.is_alive()
+    asked_for = [(number, head.split(b" ")[1]) for number, head in came if head]
+    assert asked_for == [(0, b"/1"), (0, b"/2"), (0, b"/3"), (1, b"/4")]

@@ -109,3 +109,21 @@ def test_an_early_answer_is_not_the_answer() -> None:
 def test_what_breaks_off_or_is_no_answer_is_an_error(sent: bytes) -> None:
     with pytest.raises((http.client.HTTPException, OSError)):
         body_of(sent)
+
+
+def test_a_connection_that_does_not_wait_gives_what_is_there_however_it_is_cut() -> None:
+    head = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+    body = b"3\r\nabc\r\n1\r\nd\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n"
+    for size in (1, 2, 3, 7, len(body)):
+        far, near = socket.socketpair()
+        with far, near:
+            far.sendall(head)
+            answer = HttpAnswer(near)
+            near.setblocking(False)
+            found, coming_now = b"", answer.chunks()
+            assert next(coming_now) == b""
+            for at in range(0, len(body), size):
+                far.sendall(body[at : at + size])
+                while part := next(coming_now, b""):
+                    found += part
+            assert (found, answer.is_over) == (b"abcd0123456789", True)

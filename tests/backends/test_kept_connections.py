@@ -11,7 +11,7 @@ import pytest
 
 from d8mesh.backends.answer_clocks import AnswerClocks
 from d8mesh.backends.http_answer import HttpAnswer
-from d8mesh.backends.kept_connections import KEPT_IDLE_S, MAX_KEPT, KeptConnections
+from d8mesh.backends.kept_connections import CONNECTION_KEPT_S, MAX_KEPT, KeptConnections
 
 PLACE = ("127.0.0.1", 1)
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
@@ -119,10 +119,10 @@ def test_none_is_kept_for_long_and_not_too_many(
     now = time.monotonic()
     kept.look(now)
     assert kept.count == MAX_KEPT
-    monkeypatch.setattr(time, "monotonic", lambda: now + 2 * KEPT_IDLE_S)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2 * CONNECTION_KEPT_S)
     assert kept.take(PLACE) is None
     near, _, answer = answered(stack, BEGUN + END)
     kept.keep(PLACE, near, answer)
-    kept.look(now + 4 * KEPT_IDLE_S)
+    kept.look(now + 4 * CONNECTION_KEPT_S)
     assert kept.count == 0
     assert clocks.watched == []

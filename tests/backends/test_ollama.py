@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from d8mesh.backends import ollama, streaming
+from d8mesh.backends import answer_in_pieces, ollama
 from d8mesh.backends.backend import ChatRun
 from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.backends.ollama.bodies import KEEP_ALIVE
@@ -456,7 +456,7 @@ def test_an_error_of_the_listener_closes_the_connection(server: OllamaServer) ->
 def test_an_answer_without_end_fails_at_its_bound(
     server: OllamaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "MAX_TEXT_BYTES", 100_000)
+    monkeypatch.setattr(answer_in_pieces, "MAX_TEXT_BYTES", 100_000)
     server.behaviour = "endless"
     with pytest.raises(BackendTooLargeError):
         chat(OllamaBackend(server.url))

@@ -129,6 +129,20 @@ def test_headers_tell_the_task_the_machine_the_model_and_a_name_for_the_request(
         assert told["x-request-id"].startswith("req_")
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_a_caller_may_name_models_that_will_do_too(mesh: LlmMesh, path: str) -> None:
+    wish = {"X-D8-Models": f"neither, {CHAT}"}
+    asked = {"messages": [{"role": "user", "content": "say 2 words"}], "prompt": "say 2 words"}
+    body = {"model": "x", "stream": False, **asked}
+    answered = mesh.post(path, body, headers=wish)
+    assert (answered.status, answered.json["model"]) == (200, "x")
+    assert answered.headers["x-d8-model"] == CHAT
+    assert answered.headers["x-d8-fallback"] == "yes"
+    mute = {**body, "model": EMBEDDER}
+    assert mesh.post(path, mute, headers=wish).headers["x-d8-model"] == CHAT
+    assert mesh.post(path, body, headers={"X-D8-Models": "neither"}).status == 404
+
+
 def test_a_task_of_the_door_is_listed_with_its_door(mesh: LlmMesh, client: ollama.Client) -> None:
     client.chat(CHAT, HELLO)
     task = mesh.tasks()[0]

@@ -31,15 +31,13 @@ def test_the_start_says_what_to_open_and_what_to_type_elsewhere(
     with_addresses(monkeypatch, "192.168.1.20", "10.0.0.4")
     console, said = made(Config(), tmp_path)
     console.started("orch-1", web_port=7001, broker_port=7010)
-    elsewhere = f"ORCHESTRATOR_URL=http://192.168.1.20:7001 {command_name()} worker"
+    here = "http://192.168.1.20:7001"
+    elsewhere = f"ORCHESTRATOR_URL={here} {command_name()} worker"
     assert said == [
         "orchestrator orch-1 of mesh d8: REST on port 7001, workers on port 7010; Ctrl-C stops it",
         "  open:            http://192.168.1.20:7001/health",
         "                   http://10.0.0.4:7001/health",
-        (
-            "  programs:        OLLAMA_HOST=http://192.168.1.20:7001 or "
-            "base_url=http://192.168.1.20:7001/v1, any API key"
-        ),
+        f"  programs:        OLLAMA_HOST={here} or base_url={here}/v1, any API key",
         f"  other machines:  {command_name()} worker",
         f"{' ' * 18} or, where it is not found by itself: {elsewhere}",
         f"  data:            {tmp_path}",

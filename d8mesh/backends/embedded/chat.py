@@ -14,6 +14,7 @@ from typing import Any, Final
 from d8mesh.backends.embedded.process import ModelProcess
 from d8mesh.backends.exchange import HttpQuestion, answer_to
 from d8mesh.backends.streaming import (
+    NOTHING_NOW,
     AnswerReader,
     PartT,
     RefusedAnswer,
@@ -97,7 +98,9 @@ def asked(
     def lines(reader: AnswerReader[Piece]) -> Iterator[bytes]:
         for line in posted(process, path, body, reader):
             data = line.strip()
-            if data.startswith(_EVENT_DATA):  # others are comments that keep the connection open
+            if not data:
+                yield NOTHING_NOW
+            elif data.startswith(_EVENT_DATA):  # others are comments that keep the connection open
                 yield data[len(_EVENT_DATA) :]
 
     return AnswerReader(

@@ -38,6 +38,8 @@ MAX_CAPABILITIES: Final = 20
 IS_CLOUD: Final = "runs in Ollama's cloud: its prompts would leave this network"
 IS_EMBEDDING: Final = "makes embeddings: it cannot chat"
 CANNOT_CHAT: Final = "cannot chat"
+#: What doors of a mesh call themselves: they speak Ollama's API too.
+SELF: Final = "d8mesh"
 #: The tags and endings that Ollama reserves for models of its cloud.
 _CLOUD_NAME: Final = re.compile(r"[:-]cloud\Z")
 #: What models for embeddings are called and built on.
@@ -234,6 +236,8 @@ def _asked_at(
         if is_late.is_set():
             raise TimeoutError(f"no answer within {within_s:g} s")
     where = f"{base_url}{path}"
+    if response.getheader("Server") == SELF:  # what it is asked would come back to its own workers
+        raise BackendAnswerError(f"{base_url} is d8mesh itself: expected the address of an Ollama")
     if response.status != 200:
         status, why = response.status, error_in(content)
         if status in BUSY:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from d8mesh.backends.answer_in_pieces import MAX_TEXT_BYTES
 from d8mesh.backends.ollama.faults import SERVICE
-from d8mesh.backends.streaming import MAX_TEXT_BYTES, clean_object
+from d8mesh.backends.streaming import clean_object
 from d8mesh.core.protocol.chat import NO_CALL, SOME_CALL, JsonObject, Piece
 from d8mesh.errors import BackendTooLargeError
 

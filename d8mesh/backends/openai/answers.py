@@ -10,10 +10,16 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from d8mesh.backends.answer_in_pieces import MAX_TEXT_BYTES
 from d8mesh.backends.openai.faults import ServiceFault, fault_of
 from d8mesh.backends.openai.messages import call_of
 from d8mesh.backends.openai.providers import Provider
-from d8mesh.backends.streaming import MAX_TEXT_BYTES, rows_of, text_of, whole_number
+from d8mesh.backends.streaming import (
+    NOTHING_NOW,
+    rows_of,
+    text_of,
+    whole_number,
+)
 from d8mesh.core.protocol.chat import Ending, FinishReason, Piece, Timing, Usage
 from d8mesh.errors import BackendAnswerError, BackendError, BackendTooLargeError, D8Error
 
@@ -46,6 +52,9 @@ def events(lines: Iterable[bytes]) -> Iterator[bytes]:
     Lines that are JSON without ``data:`` are taken too: some servers send their errors so.
     """
     for line in lines:
+        if line == NOTHING_NOW:
+            yield line
+            continue
         line = line.strip()
         if line.startswith(b"data:"):
             data = line[5:].strip()

@@ -12,6 +12,7 @@ import msgspec
 
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.records import Batch, TaskRecord
+from d8mesh.core.broker.service_states import NO_TOKENS, AnswerTokens
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.protocol.json_model import error_as_text
@@ -103,9 +104,7 @@ class TaskOutcomes:
         self._state.record(fact)
         workers = state.registry.workers
         if state.services.flights:
-            is_success = True if code == COMPLETED_STATE else None
-            for task_id in ids:
-                state.services.end(task_id, state.now, is_success=is_success)
+            self._land(ids, payloads, is_success=code == COMPLETED_STATE)
         stops: dict[str, list[str]] = {}
         #: where in the columns each run of tasks of one batch begins
         runs: list[tuple[int, Batch]] = []
@@ -133,6 +132,14 @@ class TaskOutcomes:
         for emptied in state.task_table.take_emptied():
             state.batch_watchers.pop(emptied.order, None)
             state.closed.append((emptied.session, emptied.first))
+
+    def _land(self, ids: list[str], payloads: list[bytes], *, is_success: bool) -> None:
+        """Tell the services of attempts that ended there."""
+        services, now = self._state.services, self._state.now
+        for task_id, payload in zip(ids, payloads, strict=True):
+            if task_id in services.flights:
+                tokens = _tokens_of(payload) if is_success else NO_TOKENS
+                services.end(task_id, now, is_success=is_success or None, tokens=tokens)
 
     def _note(
         self,
@@ -218,6 +225,22 @@ class TaskOutcomes:
     ) -> None:
         outcomes = Outcomes(ids[part], states[part], list(payloads[part]))
         self._state.send(peer, outcomes, waits=True)
+
+
+class _AnswerRead(msgspec.Struct, frozen=True):
+    """What the orchestrator reads of the result of a language model."""
+
+    usage: AnswerTokens = NO_TOKENS
+
+
+_read_answer: Final = msgspec.msgpack.Decoder(_AnswerRead).decode
+
+
+def _tokens_of(payload: bytes) -> AnswerTokens:
+    try:
+        return _read_answer(payload).usage
+    except (msgspec.DecodeError, RecursionError):  # of another handler
+        return NO_TOKENS
 
 
 def failure_payload(why: str, code: str, worker_id: str = "") -> bytes:

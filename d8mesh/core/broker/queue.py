@@ -147,12 +147,15 @@ class Lane:
 
         Batches beyond the first `looked` of each priority count as one task each.
         """
-        found = 0
+        found, mask = 0, self.mask
         for each in range(priority, 11):
-            if self.mask & 1 << each:
-                retried, fresh = self._retried.get(each, ()), self._fresh.get(each, ())
-                found += len(retried) + max(0, len(fresh) - looked)
-                found += sum(batch.fresh_count for batch in islice(fresh, looked))
+            if not mask >> each:
+                break
+            if mask & 1 << each:
+                fresh = self._fresh.get(each, ())
+                found += len(self._retried.get(each, ())) + max(0, len(fresh) - looked)
+                for batch in islice(fresh, looked):  # for each attempt that is placed: no calls
+                    found += batch.count - batch.fresh - len(batch.gone)
         return found
 
     def _settle(self, priority: int) -> None:

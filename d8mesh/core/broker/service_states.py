@@ -25,8 +25,21 @@ MAX_PLACED_OF_WORKER: Final = 256
 #: A model that is loaded must be there after the time that takes, so many times, and this much.
 WARM_FACTOR: Final = 2.0
 WARM_GRACE_S: Final = 5.0
+#: Of an answer that took less the speed tells nothing beside what every request takes.
+SHORTEST_SAMPLE_S: Final = 0.5
 #: How much the newest sample counts for how long requests really take.
 PACE_WEIGHT: Final = 0.2
+
+
+class AnswerTokens(Struct, frozen=True):
+    """How long a question and an answer were, as the result tells it; 0: it does not."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+NO_TOKENS: Final = AnswerTokens()
 
 
 class Flight(Struct, eq=False):
@@ -130,18 +143,35 @@ class ModelState:
             room = min(room, self.service.slots - len(self.service.flights))
         return 0 if room < 0 or self.is_loading(now) else room
 
-    def answered(self, flight: Flight, now: float) -> None:
-        """A request of it was answered."""
+    def answered(self, flight: Flight, now: float, tokens: AnswerTokens = NO_TOKENS) -> None:
+        """A request of it was answered.
+
+        The pace is how quick it is, not how long the answers are that it happened to give.
+        """
         self.has_answered, self.streak, self.pauses = True, 0, 0
         self.answered_at = now
         self.own_pause_until = 0.0
         if not flight.raw_s or flight.is_cold:
             return
-        sample = max(now - flight.since, 1e-3) / flight.raw_s
+        taken_s, raw_s = max(now - flight.since, 1e-3), flight.raw_s
+        if flight.is_measured and (known_s := self._expected_s(tokens)):
+            if taken_s < SHORTEST_SAMPLE_S:
+                return
+            raw_s = known_s
+        sample = taken_s / raw_s
         if not self.pace or self.is_pace_measured is not flight.is_measured:
             self.pace, self.is_pace_measured = sample, flight.is_measured
         else:
             self.pace += (sample - self.pace) * PACE_WEIGHT
+
+    def _expected_s(self, tokens: AnswerTokens) -> float:
+        """Return how long so much takes by the speeds that were measured; 0: that is not known."""
+        info = self.info
+        if not (tokens.completion_tokens and info.output_tokens_per_s):
+            return 0.0
+        prompt = max(0, tokens.prompt_tokens - tokens.cached_tokens)
+        prompt_s = prompt / info.prompt_tokens_per_s if info.prompt_tokens_per_s else 0.0
+        return prompt_s + tokens.completion_tokens / info.output_tokens_per_s
 
     def failed(self, now: float) -> None:
         """A request of it ended badly, by its fault."""

@@ -15,7 +15,13 @@ from msgspec import structs
 from d8mesh.core.broker.budgets import BudgetBook
 from d8mesh.core.broker.model_memory import AwayModel, ModelMemory
 from d8mesh.core.broker.service_names import ServiceNames
-from d8mesh.core.broker.service_states import Flight, ModelState, ServiceState
+from d8mesh.core.broker.service_states import (
+    NO_TOKENS,
+    AnswerTokens,
+    Flight,
+    ModelState,
+    ServiceState,
+)
 from d8mesh.core.broker.standings import Decision
 from d8mesh.core.broker.worker_registry import WorkerState
 from d8mesh.core.protocol.messages import (
@@ -340,11 +346,19 @@ class ServiceTable:
             model.in_flight += 1
             model.used = flight.since
 
-    def end(self, task_id: str, now: float, *, is_success: bool | None = None) -> None:
+    def end(
+        self,
+        task_id: str,
+        now: float,
+        *,
+        is_success: bool | None = None,
+        tokens: AnswerTokens = NO_TOKENS,
+    ) -> None:
         """A placed attempt has ended, if there was one.
 
         Args:
             is_success: False: by the service's fault; None: nothing follows for it.
+            tokens: how long its answer was.
         """
         flight = self.flights.pop(task_id, None)
         if flight is None:
@@ -364,7 +378,7 @@ class ServiceTable:
         if flight.is_cold:  # it was to load it, and has, or has not: nobody is to wait for that
             model.loaded_by = model.warming_until = 0.0
         if is_success:
-            model.answered(flight, now)
+            model.answered(flight, now, tokens)
         elif is_success is False:
             model.failed(now)
 

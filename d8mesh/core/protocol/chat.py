@@ -187,8 +187,22 @@ class Piece:
         return bool(self.text or self.thinking or self.tool_calls or self.is_working)
 
     @property
+    def is_text(self) -> bool:
+        """True if it is some text of the answer and nothing else."""
+        return not (
+            self.thinking
+            or self.tool_calls
+            or self.logprobs
+            or self.ending
+            or self.extra
+            or self.is_working
+        )
+
+    @property
     def size_bytes(self) -> int:
         """How much of a result it takes, about."""
+        if self.is_text:
+            return len(self.text.encode())
         others = [*self.tool_calls, *self.logprobs, *([self.extra] if self.extra else ())]
         size = len(self.text.encode()) + len(self.thinking.encode())
         return size + (len(json.dumps(others)) if others else 0)

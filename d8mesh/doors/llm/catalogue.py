@@ -127,6 +127,10 @@ class ModelCatalogue:
         """
         return (await self._fresh(KNOWN_S)).models
 
+    async def known_names(self) -> Sequence[str]:
+        """Return what most services call those of `models`."""
+        return [model.name for model in await self.models()]
+
     async def named(self) -> dict[str, KnownModel]:
         """Return all that may be asked by each name, as lists show names; raises as `models`."""
         known = await self._fresh(KNOWN_S)

@@ -34,7 +34,7 @@ from d8mesh.nodes.client.wishes import EMBED_TYPE
 
 TaskResult = Mapping[str, Any]
 #: Who asks again so late with the same key is told what will help.
-_IS_ERASED: Final = (
+_ASK_ANEW: Final = (
     "the answer was delivered, and erased after it: ask again with another Idempotency-Key"
 )
 _ENDINGS: Final = {str(each): each for each in FinishReason}
@@ -68,7 +68,7 @@ def result_of(task_id: str, outcome: TaskOutcome) -> TaskResult:
     if outcome.state == COMPLETED_STATE and result.get("success") is not False:
         if not result.get("erased"):
             return result
-        raise named(PrunedTaskError(_IS_ERASED), task_id)
+        raise named(PrunedTaskError(_ASK_ANEW), task_id)
     if outcome.state == FAILED_STATE or result:
         if result.get("finish_reason") == FinishReason.LENGTH:
             return result  # thoughts used up all tokens: the caller has set the bound

@@ -24,6 +24,8 @@ from d8mesh.nodes.client.wishes import EMBED_TYPE, wish_of
 
 #: Types whose partial output comes as objects, if that is wished for.
 SPEAKING_TYPES: Final = frozenset({"agent_action", "generate"})
+#: Models that are told where the one asked for is not there.
+MAX_TOLD_MODELS: Final = 10
 _DIGEST_BYTES: Final = 16
 
 
@@ -32,6 +34,9 @@ class FindsModels(Protocol):
 
     async def find(self, name: str) -> HasAbilities | None:
         """Return what is known of the model of this name; None: nobody has it."""
+
+    async def known_names(self) -> Sequence[str]:
+        """Return what the models are called that may be asked."""
 
 
 class HasAbilities(Protocol):
@@ -53,7 +58,7 @@ async def check_models(models: FindsModels, caller: Caller, asked: Sequence[LlmT
         if task.type not in MODEL_TYPES:
             continue
         needed, lacks, is_there = needs_of(task.type, task.data), "", False
-        for name in (task.model, *caller.fallbacks):
+        for name in (task.model, *_fallbacks_of(task.type, caller.fallbacks)):
             known = await models.find(name)
             if known is not None:
                 is_there = True
@@ -62,7 +67,9 @@ async def check_models(models: FindsModels, caller: Caller, asked: Sequence[LlmT
                     break
                 lacks = lacks or missing
         else:
-            raise _unfit(task.model, lacks) if is_there else _unknown(task.model)
+            if is_there:
+                raise _unfit(task.model, lacks)
+            raise _unknown(task.model, await models.known_names())
 
 
 def needs_of(kind: str, data: Mapping[str, Any]) -> frozenset[str]:
@@ -109,9 +116,14 @@ def data_of(task: LlmTask, fallbacks: Sequence[str] = ()) -> dict[str, Any]:
         data["pieces"] = True
     if task.type not in MODEL_TYPES:
         return data | ({"model": task.model} if task.model else {})
-    if fallbacks and task.type != EMBED_TYPE:
-        return data | {"models": [task.model, *fallbacks]}
+    if others := _fallbacks_of(task.type, fallbacks):
+        return data | {"models": [task.model, *others]}
     return data | {"model": task.model, "model_strict": True}
+
+
+def _fallbacks_of(kind: str, fallbacks: Sequence[str]) -> Sequence[str]:
+    """Return who may answer in the place of another; vectors of two models do not compare."""
+    return () if kind == EMBED_TYPE else fallbacks
 
 
 def digest_of_all(groups: Sequence[Group]) -> bytes:
@@ -124,8 +136,18 @@ def digest_of_all(groups: Sequence[Group]) -> bytes:
     return made.digest()
 
 
-def _unknown(model: str) -> ModelUnknownError:
-    error = ModelUnknownError(f"model {model!r} not found")
+def _unknown(model: str, known: Sequence[str]) -> ModelUnknownError:
+    more = len(known) - MAX_TOLD_MODELS
+    there = ", ".join([*known[:MAX_TOLD_MODELS], *([f"and {more} more"] if more > 0 else [])])
+    text = (
+        f"the mesh has {there}"
+        if known
+        else (
+            "no machine of the mesh has a language model: start a worker where an Ollama is "
+            "(start_d8.py worker)"
+        )
+    )
+    error = ModelUnknownError(f"model {model!r} not found; {text}")
     error.details = {"model": model}
     return error
 

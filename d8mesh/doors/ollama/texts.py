@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from d8mesh.core.protocol.chat import COMPLETION, EMBEDDING, INSERT, THINKING, TOOLS, VISION
@@ -49,8 +49,8 @@ class TextCalls:
     async def text(self, request: Request) -> Response:
         """Chat, generate, load or unload, as the body asks."""
         asked: AskedText = request.value
-        known = await self._known(asked.model)
         caller = caller_of(request, OLLAMA_DOOR)
+        known = await self._known(asked.model, () if asked.is_load else caller.fallbacks)
         if asked.is_unload:
             await self._loading.unload(caller, known)
         elif asked.is_load:
@@ -58,7 +58,8 @@ class TextCalls:
         if asked.is_load:
             body = loaded_body(asked.model, is_chat=asked.is_chat, is_unload=asked.is_unload)
             return with_ignored(answer(body), asked.ignored)
-        refuse_unfit(known, asked)
+        if not caller.fallbacks:  # else one of those may do
+            refuse_unfit(known, asked)
         task = LlmTask(type=asked.type, data=asked.data, model=asked.model.strip())
         if asked.is_streamed:
             form = TextLines(asked.model, is_chat=asked.is_chat, is_raw=asked.is_raw)
@@ -94,11 +95,13 @@ class TextCalls:
         response.headers |= self._chats.headers(answers)
         return with_ignored(response, asked.ignored)
 
-    async def _known(self, name: str) -> KnownModel:
-        known = await self._catalogue.find(name)
-        if known is None:
-            raise unknown_model(name)
-        return known
+    async def _known(self, name: str, fallbacks: Sequence[str] = ()) -> KnownModel:
+        """Return the first that is there, of the model asked for and those that will do too."""
+        for each in (name, *fallbacks):
+            known = await self._catalogue.find(each)
+            if known is not None:
+                return known
+        raise unknown_model(name)
 
 
 def refuse_unfit(known: KnownModel, asked: AskedText) -> None:

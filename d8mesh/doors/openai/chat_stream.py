@@ -16,6 +16,7 @@ from d8mesh.doors.openai.chat_answer import (
 )
 from d8mesh.doors.openai.sse import COMMENT, EVENT_STREAM, STREAM_END, broken, data_of
 from d8mesh.errors import D8Error
+from d8mesh.http.events import json_line
 
 #: The first delta of each choice, and the only one with a role.
 _ROLE: Final = {"role": "assistant", "content": ""}
@@ -39,6 +40,8 @@ class ChatForm:
         self._usages: list[Usage] = []
         #: calls of each choice so far; a choice that has begun is there
         self._calls: dict[int, int] = {}
+        #: what stands before and after a text, of each choice
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     def begin(self, task_ids: list[str]) -> bytes:
         """Remember who answers: the first names the whole."""
@@ -47,6 +50,8 @@ class ChatForm:
 
     def piece(self, index: int, piece: Piece, origin: Origin | None) -> bytes:
         """Return the chunks of what a choice says."""
+        if piece.is_text and index in self._calls:  # as nearly all are
+            return self._text(index, piece.text)
         written = b""
         if index not in self._calls:
             self._calls[index] = 0
@@ -71,6 +76,14 @@ class ChatForm:
     def broken(self, error: D8Error) -> bytes:
         """Return why it is not complete."""
         return broken(error)
+
+    def _text(self, index: int, text: str) -> bytes:
+        """Return the chunk of a text: only that differs from one to the next."""
+        frame = self._frames.get(index)
+        if frame is None:
+            before, _, after = self._chunk(index, {"content": ""}).rpartition(b'""')
+            frame = self._frames[index] = before, after
+        return b"%b%b%b" % (frame[0], json_line(text), frame[1])
 
     def _call(self, index: int, call: Any) -> bytes:
         """Return a call of a tool, whole, in one chunk."""

@@ -25,7 +25,7 @@ SCAN_ROWS: Final = 20_000
 #: ones ends early with a cursor, so that it fits a frame.
 PAGE_BYTES: Final = 8 * 1024 * 1024
 #: Stands for a text that was overwritten.
-ERASED: Final = "erased"
+OVERWRITTEN: Final = "erased"
 #: Beyond any number of a batch and of a task in it.
 _PAST_ALL: Final = 2**62
 _STATE_CODES: Final = {state: code for code, state in FINAL_STATES.items()}
@@ -260,7 +260,7 @@ class Reader:
         why = past[-1].error if past and not is_completed else None
         task_id = "{}-{}".format(*self._split(row))
         payload, is_gone = self._result(run.payloads[row - run.first])
-        if why == ERASED:  # where the caller may know it, it is kept with the result
+        if why == OVERWRITTEN:  # where the caller may know it, it is kept with the result
             why = _kept_error(payload) or why
         return store.FinishedTask(task_id, *run[2:8], payload, why, past, is_gone)
 
@@ -315,7 +315,7 @@ def _is_by(door: str, spec: Spec) -> bool:
 
 def _shown(text: str | None) -> str | None:
     """Return a reason or traceback as it is told: one that was overwritten is all blanks."""
-    return ERASED if text and not text.strip() else text
+    return OVERWRITTEN if text and not text.strip() else text
 
 
 class _ErrorOfResult(msgspec.Struct, gc=False):

@@ -21,6 +21,7 @@ from d8mesh.backends.ollama.catalogue import (
 )
 from d8mesh.backends.ollama.descriptions import MAX_TOLD_CHARS
 from d8mesh.errors import BackendAnswerError
+from tests.http.served import served
 from tests.ollama_server import OllamaServer
 
 PATIENCE_S = 10.0
@@ -85,6 +86,14 @@ def test_what_it_says_a_model_can_do_is_bounded(server: OllamaServer) -> None:
     assert "completion" in can
     assert len(can) <= MAX_CAPABILITIES
     assert all(0 < len(each) <= MAX_TOLD_CHARS for each in can)
+
+
+def test_a_door_of_a_mesh_is_no_ollama_for_its_workers() -> None:
+    """What is asked there would come back to them, again and again."""
+    with served() as mesh:
+        url = f"http://127.0.0.1:{mesh.port}"
+        with pytest.raises(BackendAnswerError, match=f"{url} is d8mesh itself: expected"):
+            Catalogue().read(url, within_s=PATIENCE_S)
 
 
 def test_one_that_keeps_back_what_is_loaded_is_there_all_the_same(server: OllamaServer) -> None:

@@ -8,8 +8,9 @@ import pytest
 from d8mesh.core.broker.outcomes import Failure, failure_payload
 from d8mesh.core.protocol import messages as m
 from d8mesh.errors import UnknownTaskError
+from tests.core.llm_services import host, model, service
 from tests.core.plain_state import dump
-from tests.core.wired_broker import S, WiredBroker, result
+from tests.core.wired_broker import S, WiredBroker, beat, result
 
 
 def test_large_outcomes_are_cut_into_frames(broker: WiredBroker) -> None:
@@ -98,3 +99,22 @@ def test_a_cancel_stops_the_attempt_in_the_same_wake_up_and_waits_for_no_commit(
     broker.say(client, m.Query(9, "cancel", {"id": task_id}))
     stops = [(peer, waits) for peer, said, waits in broker.sent if isinstance(said, m.Stop)]
     assert stops == [(worker, False)]
+
+
+def test_how_long_an_answer_was_goes_into_the_pace_of_its_machine(broker: WiredBroker) -> None:
+    client, worker = broker.client(), host(broker, "w", [service("s", [model("m")])])
+    paces: list[float] = []
+    for payload in (b"\xc1", {"usage": None}, {"usage": {"completion_tokens": 1000}}):
+        (task_id,) = broker.submit(client, kind="agent_action", model="=m")
+        token = broker.work(worker)[task_id]
+        broker.say(worker, beat([task_id], 1))
+        for _ in range(3):
+            broker.pass_time(4.0)
+            broker.say(worker, beat([task_id], 1))
+        told = payload if isinstance(payload, bytes) else msgspec.msgpack.encode(payload)
+        broker.say(worker, m.Results(1, 4, [task_id], [token], b"\1", [told]))
+        found = broker.state.services.model("s", "m")
+        assert found is not None
+        paces.append(found.pace)
+        found.pace = 0.0
+    assert paces[-1] == pytest.approx(1.2)  # 12 s for what takes 10

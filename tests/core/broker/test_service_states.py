@@ -8,7 +8,9 @@ from d8mesh.core.broker.service_states import (
     MAX_OWN_PAUSE_S,
     MAX_PLACED_OF_WORKER,
     OWN_PAUSE_S,
+    SHORTEST_SAMPLE_S,
     UNPROVEN_SLOTS,
+    AnswerTokens,
 )
 from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.protocol.messages import Measured
@@ -91,3 +93,24 @@ def test_how_long_requests_really_take_is_learnt_but_not_from_loading() -> None:
         fly(table, str(number), who, 0.0, raw_s=1.0, is_measured=True, is_cold=is_cold)
         table.end(str(number), took_s, is_success=True)
     assert only(table).pace == pytest.approx(2.4)
+
+
+@pytest.mark.parametrize("words", [100, 1000])
+def test_how_quick_a_machine_is_does_not_depend_on_how_long_its_answers_were(words: int) -> None:
+    table, who = ServiceTable(), worker("a")
+    tell(table, who, service("s"))  # 100 tokens a second
+    taken_s = words / 100.0
+    for number in range(5):
+        fly(table, str(number), who, 0.0, raw_s=3.0, is_measured=True)
+        tokens = AnswerTokens(completion_tokens=words)
+        table.end(str(number), taken_s * 1.2, is_success=True, tokens=tokens)
+    assert only(table).pace == pytest.approx(1.2)
+
+
+def test_of_a_short_answer_nothing_is_learnt() -> None:
+    table, who = ServiceTable(), worker("a")
+    tell(table, who, service("s"))
+    fly(table, "0", who, 0.0, raw_s=3.0, is_measured=True)
+    short = AnswerTokens(completion_tokens=3)
+    table.end("0", SHORTEST_SAMPLE_S / 2, is_success=True, tokens=short)
+    assert only(table).pace == 0.0

@@ -34,6 +34,9 @@ class Known:
             raise BrokerUnavailableError
         return None if name == "missing" else SimpleNamespace(can=frozenset())
 
+    async def known_names(self) -> list[str]:
+        return ["m"]
+
 
 class Told:
     """Is told what is delivered."""

@@ -493,6 +493,12 @@ def test_check_36_a_full_pool_says_when_to_come_again(small: LlmMesh, is_streame
         assert refused.status == 503
         assert 0 < int(refused.headers["retry-after"]) <= 120
         assert error_of(refused).startswith("server busy, please try again.  maximum pending")
+        for path in ("/v1/chat/completions", "/v1/messages"):
+            refused = small.post(path, body | {"max_tokens": 9})
+            assert refused.status == 429, refused.body
+            assert refused.json["error"]["type"] == "rate_limit_error"
+            assert refused.headers["x-should-retry"] == "true"
+            assert 0 < int(refused.headers["retry-after"]) <= 120
         for each in small.tasks():
             small.post(f"/api/tasks/{each['task_id']}/cancel", {})
         for call in calls:  # each is told what became of it, and none waits

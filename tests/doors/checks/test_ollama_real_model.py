@@ -109,7 +109,7 @@ def test_check_32_an_answer_fits_its_schema(client: ollama.Client) -> None:
 def test_check_37_who_leaves_in_the_middle_is_answered_no_more(
     url: str, client: ollama.Client
 ) -> None:
-    coming = client.chat(MODEL, ASKS, options={"num_predict": 2000}, stream=True)
+    coming: Any = client.chat(MODEL, ASKS, options={"num_predict": 2000}, stream=True)
     next(coming)
     cast("Generator[ollama.ChatResponse, None, None]", coming).close()
     until(lambda: ask(url, "/api/stats")["tasks"].get("running", 0) == 0, "the model to be free", 5)

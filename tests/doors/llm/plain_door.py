@@ -47,6 +47,9 @@ class KnownNames:
         is_known = self.names is None or plain_name(name) in map(plain_name, self.names)
         return self if is_known else None
 
+    async def known_names(self) -> list[str]:
+        return sorted(self.names or ())
+
 
 ANY_MODEL: Final = KnownNames()
 

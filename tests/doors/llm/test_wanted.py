@@ -95,7 +95,15 @@ def test_models_are_looked_for_by_any_of_their_spellings() -> None:
     with pytest.raises(ModelUnknownError) as unknown:
         check({"other"}, {"completion"}, CALLER, chat())
     assert unknown.value.details["model"] == "m"
-    check({"other"}, {"completion"}, Caller(door="d", address="a", fallbacks=("other",)), chat())
+    patient = Caller(door="d", address="a", fallbacks=("other",))
+    check({"other"}, {"completion"}, patient, chat())
+    with pytest.raises(ModelUnknownError):  # no other model's vectors will do
+        check({"other"}, set(), patient, LlmTask(type="embed", data={"input": "x"}, model="e"))
+    assert str(unknown.value) == "model 'm' not found; the mesh has other"
+    with pytest.raises(ModelUnknownError, match=r"the mesh has m00, .*m09, and 5 more"):
+        check({f"m{n:02}" for n in range(15)}, set(), CALLER, chat())
+    with pytest.raises(ModelUnknownError, match="no machine of the mesh has a language model"):
+        check(set(), set(), CALLER, chat())
 
 
 def test_a_model_that_cannot_do_it_is_unfit() -> None:
