@@ -248,9 +248,9 @@ def test_names_within_a_text_stay_as_they_are() -> None:
 def test_the_text_of_a_handler_holds_nobody_up() -> None:
     words.use("es")
     for text in ("(a: b; c " * 10_000, "a: b; " * (words.MAX_CHARS // 6)):
-        began = time.monotonic()
+        began_s = time.thread_time()
         assert translated(text) == text
-        assert time.monotonic() - began < 1
+        assert time.thread_time() - began_s < 1
 
 
 def test_an_unknown_language_is_english() -> None:
