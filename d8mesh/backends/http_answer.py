@@ -1,8 +1,7 @@
 """Reads the answer to one HTTP request from its connection: status, headers, and what follows.
 
-Python's own reader takes longer over the headers than a small model over its first token: it
-reads them as those of a letter. This one knows what services send: lines of ``name: value``, and a
-body that is cut in chunks, counted, or ends with the connection.
+What is read is parsed by llhttp (httptools): Python's own reader takes longer over the headers than
+a small model over its first token.
 """
 
 from __future__ import annotations
@@ -10,17 +9,17 @@ from __future__ import annotations
 import http.client
 import socket
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
+
+import httptools
 
 #: Asked of the system at once; what is there comes, be it less.
 RECEIVED_BYTES: Final = 64 * 1024
-#: Of a status, a header, the size of a chunk; and headers of one answer (those of `http.client`).
-MAX_HEAD_LINE_BYTES: Final = 65536
+#: Of the head of an answer; and headers of one answer (that of `http.client`).
+MAX_ANSWER_HEAD_BYTES: Final = 128 * 1024
 MAX_HEADERS: Final = 100
 #: Answers before the one that counts: "100 Continue" and the like.
 MAX_EARLY_ANSWERS: Final = 10
-#: Statuses whose answers have no body.
-_BODILESS: Final = frozenset({204, 304})
 
 
 class HttpAnswer:
@@ -35,24 +34,19 @@ class HttpAnswer:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        #: what has come, and how much of it was read
-        self._buffer, self._at = b"", 0
-        self.status, self._version = 0, ""
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self.status = 0
         self._headers: list[tuple[str, str]] = []
-        for _ in range(MAX_EARLY_ANSWERS):
-            self._read_head()
-            if self.status >= 200:
-                break
-        else:
-            raise http.client.BadStatusLine("answers without end")
-        #: bytes of the body, or of the chunk, that are still to come; None: until the end
-        self._left: int | None = None
-        self._is_chunked = self.getheader("transfer-encoding").lower() == "chunked"
-        #: the end of the last chunk's line was not read yet; only what ends the body was not
-        self._is_behind_chunk = self._is_behind_last = False
+        #: parts of the body that have come and were not given on
+        self._came: list[bytes] = []
         #: all of it was read
         self.is_over = False
-        self._begin_body()
+        #: another answer can come over the connection, by what its head says
+        self._keeps_alive = False
+        self._is_headed = self._has_extra = False
+        self._early = self._head_bytes = 0
+        while not self._is_headed:
+            self._receive()
 
     def getheader(self, name: str, default: str = "") -> str:
         """Return the header of this name, in lower case; several are one, with commas."""
@@ -70,12 +64,11 @@ class HttpAnswer:
             OSError, http.client.HTTPException: it broke off.
         """
         is_waiting = True
-        while not self.is_over:
-            part = b""
+        while self._came or not self.is_over:
             try:
-                part = self._parts()
+                part = self._part()
             except BlockingIOError:
-                is_waiting = False
+                is_waiting, part = False, b""
             if part:
                 yield part
             if not (is_waiting or self.is_over):
@@ -93,9 +86,7 @@ class HttpAnswer:
     @property
     def may_be_followed(self) -> bool:
         """Whether another answer can come over the connection once this one is spent."""
-        is_framed = self._is_chunked or self._left is not None or self.is_over
-        is_last = "close" in self.getheader("connection").lower()
-        return self.status == 200 and self._version == "HTTP/1.1" and is_framed and not is_last
+        return self.status == 200 and self._keeps_alive
 
     def is_spent(self) -> bool:
         """Read to the end what has no content any more; return whether that was all.
@@ -104,118 +95,72 @@ class HttpAnswer:
             BlockingIOError: the connection does not wait, and the end has not come.
             OSError, http.client.HTTPException: it broke off.
         """
-        while not self.is_over:
-            if self._parts().strip():
+        while self._came or not self.is_over:
+            if self._part().strip():
                 return False
-        return self._at == len(self._buffer)
-
-    # ------------------------------------------------------------------ the head
-
-    def _read_head(self) -> None:
-        status = self._line()
-        version, _, rest = status.partition(" ")
-        code = rest[:3]
-        if not version.startswith("HTTP/") or not (code.isascii() and code.isdigit()):
-            raise http.client.BadStatusLine(status[:100])
-        self.status, self._version = int(code), version
-        if self.status < 100:
-            raise http.client.BadStatusLine(status[:100])
-        self._headers = []
-        while line := self._line():
-            name, colon, value = line.partition(":")
-            if not colon:
-                raise http.client.HTTPException(f"no header: {line[:100]!r}")
-            if len(self._headers) >= MAX_HEADERS:
-                raise http.client.HTTPException(f"got more than {MAX_HEADERS} headers")
-            self._headers.append((name.strip().lower(), value.strip()))
-
-    def _begin_body(self) -> None:
-        length = self.getheader("content-length")
-        if self.status in _BODILESS:
-            self.is_over = True
-        elif not self._is_chunked and length.isascii() and length.isdigit():
-            self._left = int(length)
-            self.is_over = not self._left
-        elif self._is_chunked:
-            self._left = 0
-
-    # ------------------------------------------------------------------ the body
-
-    def _parts(self) -> bytes:
-        """Return more of the body, waiting for it: b"" at its end."""
-        if not self._is_chunked:
-            return self._part()
-        found: list[bytes] = []
-        while not self.is_over and (not found or self._has_more()):  # what is there goes together
-            if not self._left:
-                try:
-                    self._begin_chunk()
-                except BlockingIOError:
-                    if not found:
-                        raise
-                    break
-            else:
-                found.append(self._part())
-                self._is_behind_chunk = not self._left
-        return found[0] if len(found) == 1 else b"".join(found)
-
-    def _begin_chunk(self) -> None:
-        if self._is_behind_chunk:
-            self._line()
-            self._is_behind_chunk = False
-        if not self._is_behind_last:
-            text = self._line().partition(";")[0].strip()
-            try:
-                self._left = int(text, 16)
-            except ValueError as error:
-                raise http.client.IncompleteRead(b"") from error
-            if self._left < 0:
-                raise http.client.IncompleteRead(b"")
-            self._is_behind_last = not self._left
-        if self._is_behind_last:
-            while self._line():  # what may stand behind the last chunk
-                pass
-            self.is_over = True
-
-    def _has_more(self) -> bool:
-        """Return whether more can be read without waiting: of a chunk, or the next one's size."""
-        at = self._at
-        if self._left:
-            return at < len(self._buffer)
-        if self._is_behind_chunk:
-            at = self._buffer.find(b"\n", at) + 1
-        return at > 0 and self._buffer.find(b"\n", at) >= 0
+        return not self._has_extra
 
     def _part(self) -> bytes:
-        """Return more of what is counted, or of what ends with the connection."""
-        if self._at == len(self._buffer):
-            self._buffer, self._at = self._connection.recv(RECEIVED_BYTES), 0
-        end = len(self._buffer) if self._left is None else self._at + self._left
-        part = self._buffer[self._at : end]
-        self._at += len(part)
-        if self._left is None:
-            self.is_over = not part
-        elif not part:
-            raise http.client.IncompleteRead(b"", self._left)
-        else:
-            self._left -= len(part)
-            self.is_over = not self._left and not self._is_chunked
-        return part
+        """Return more of the body, waiting for it where there is none: b"" for what is none."""
+        if not self._came:
+            self._receive()
+        came, self._came = self._came, []
+        return came[0] if len(came) == 1 else b"".join(came)
 
-    def _line(self) -> str:
-        """Return the next line, without its end."""
-        end = self._buffer.find(b"\n", self._at)
-        while end < 0:
-            self._buffer, begun = self._buffer[self._at :], len(self._buffer) - self._at
-            self._at = 0
-            if begun > MAX_HEAD_LINE_BYTES:
-                raise http.client.LineTooLong("an answer's line")
-            more = self._connection.recv(RECEIVED_BYTES)
-            if not more:
-                raise http.client.RemoteDisconnected("the connection ended before the answer")
-            self._buffer += more
-            end = self._buffer.find(b"\n", begun)
-        if end - self._at > MAX_HEAD_LINE_BYTES:
-            raise http.client.LineTooLong("an answer's line")
-        line, self._at = self._buffer[self._at : end], end + 1
-        return line.rstrip(b"\r").decode("latin-1")
+    def _receive(self) -> None:
+        data = self._connection.recv(RECEIVED_BYTES)
+        if not data:
+            self._end()
+            return
+        if not self._is_headed:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_ANSWER_HEAD_BYTES:
+                raise http.client.LineTooLong("an answer's head")
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if self.is_over:  # what stands behind the answer is no other one
+                self._has_extra = True
+            elif isinstance(error.__context__, http.client.HTTPException):
+                raise error.__context__ from None
+            else:
+                raise http.client.BadStatusLine(f"{error} in {data[:60]!r}") from error
+
+    def _end(self) -> None:
+        """The connection has ended: so has a body that is neither counted nor cut in chunks."""
+        if not self._is_headed:
+            raise http.client.RemoteDisconnected("the connection ended before the answer")
+        if self.getheader("content-length") or self.getheader("transfer-encoding"):
+            raise http.client.IncompleteRead(b"")
+        self.is_over = True
+
+    # -------------------------------------------------------- called by the parser
+
+    def on_message_begin(self) -> None:
+        self._has_extra = self.is_over
+        self._headers = self._headers if self.is_over else []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_headed:
+            return  # it follows the last chunk, and is of no interest
+        if len(self._headers) >= MAX_HEADERS:
+            raise http.client.HTTPException(f"got more than {MAX_HEADERS} headers")
+        self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1").strip()))
+
+    def on_headers_complete(self) -> None:
+        if self._is_headed:
+            return
+        self.status = self._parser.get_status_code()
+        self._keeps_alive = self._parser.should_keep_alive()
+        self._is_headed = self.status >= 200
+        self._early += 1
+        if self._early > MAX_EARLY_ANSWERS:
+            raise http.client.BadStatusLine("answers without end")
+
+    def on_body(self, body: bytes) -> None:
+        if not self.is_over:
+            self._came.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._is_headed:
+            self.is_over = True

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from d8mesh.backends.http_answer import MAX_HEAD_LINE_BYTES, MAX_HEADERS, HttpAnswer
+from d8mesh.backends.http_answer import MAX_ANSWER_HEAD_BYTES, MAX_HEADERS, HttpAnswer
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -96,7 +96,7 @@ def test_an_early_answer_is_not_the_answer() -> None:
         OK,
         OK + b"no header\r\n\r\n",
         OK + b"X: y\r\n" * (MAX_HEADERS + 1) + b"\r\n",
-        OK + b"X: " + b"y" * (MAX_HEAD_LINE_BYTES + 1),
+        OK + b"X: " + b"y" * (MAX_ANSWER_HEAD_BYTES + 1),
         b"HTTP/1.1 100 Continue\r\n\r\n" * 100,
         OK + b"Content-Length: 4\r\n\r\nabc",
         CHUNKED,

@@ -255,8 +255,8 @@ PLANTS: Final = (
     Plant(
         "blame all workers for a cut of our own network",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.sweep",
-        "self._is_cut_off(worker) and",
-        "False and",
+        "self._is_cut_off(worker)) and",
+        "False) and",
         WORKER_SESSIONS + "nobody_is_blamed_when_the_whole_mesh_falls_silent",
     ),
     Plant(

@@ -493,6 +493,12 @@ def test_check_36_a_full_pool_says_when_to_come_again(small: LlmMesh, is_streame
         assert refused.status == 503
         assert 0 < int(refused.headers["retry-after"]) <= 120
         assert error_of(refused).startswith("server busy, please try again.  maximum pending")
+        for path, form in (("/v1/chat/completions", "rate_limit_exceeded"), ("/v1/messages", "")):
+            other = small.post(path, body | {"max_tokens": 9})
+            assert other.status == 429
+            assert 0 < int(other.headers["retry-after"]) <= 120
+            assert other.json["error"]["type"] == "rate_limit_error"
+            assert other.json["error"].get("code", "") == form
         for path in ("/v1/chat/completions", "/v1/messages"):
             refused = small.post(path, body | {"max_tokens": 9})
             assert refused.status == 429, refused.body
