@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -12,7 +13,7 @@ def slow(data: dict[str, object], context: TaskContext) -> object:
     """Write a line that says who started it, then take `seconds` (unless cancelled)."""
     trace = Path(str(data["trace"]))
     with trace.open("a", encoding="utf-8") as file:
-        file.write(f"{context.task_id} {context.attempt}\n")
+        file.write(f"{context.task_id} {context.attempt} {os.getpid()}\n")
     waits = threading.Event()
     left_s = float(str(data["seconds"]))
     while left_s > 0:

@@ -96,12 +96,12 @@ def test_a_task_of_a_killed_worker_finishes_on_another(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     with mesh(workers=0) as running, running.client() as client:
         arguments = ("worker", "--tasks", "tests.end_to_end.slow_tasks", "--slots", "1")
-        first = running.children.start("first", *arguments)
+        for name in ("first", "second"):
+            running.children.start(name, *arguments)
+        until(lambda: ask(running.url, "/health")["workers_online"] == 2, "both workers")
         task = client.submit("slow", {"seconds": 3, "trace": str(trace)})
-        until(trace.exists, "the start of the task")
-        running.children.start("second", *arguments)
-        until(lambda: ask(running.url, "/health")["workers_online"] == 2, "the second worker")
-        first.process.kill()
+        until(lambda: trace.exists() and trace.read_text("utf-8"), "the start of the task")
+        kill(int(trace.read_text("utf-8").split()[2]))
         killed = time.monotonic()
         assert task.result(timeout=60)["output"] == {"done": True}
         assert time.monotonic() - killed < RERUN_S + 3

@@ -87,7 +87,7 @@ def test_its_own_types_are_offered_at_once_and_those_of_services_when_they_answe
     assert {"agent_action", "code_generation", "embed", "own"} < set(scene.types())
     assert report["models"] == ["a", "e"]
     assert scene.seen == [URL, URL]
-    assert scene.lines[-2].startswith(f"Ollama at {URL}: ")
+    assert any(line.startswith(f"Ollama at {URL}: ") for line in scene.lines)
     backend.seen = Availability(is_up=False, embedders=("e",), url=URL, reason="no chats")
     scene.look()
     assert "agent_action" not in scene.types()
