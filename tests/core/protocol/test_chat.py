@@ -39,6 +39,7 @@ def test_an_answer_without_an_ending_is_not_complete() -> None:
 
 
 def test_a_piece_knows_its_size_and_whether_the_model_lives() -> None:
+    assert Piece("é").size_bytes == 2
     assert Piece("é", "a").size_bytes == 3
     assert Piece(tool_calls=({"a": 1},)).size_bytes == len('[{"a": 1}]')
     assert [p.is_sign_of_life for p in (Piece(), Piece("a"), Piece(thinking="a"))] == [
