@@ -64,6 +64,8 @@ class Server:
         self._sockets, self._admits = sockets, admits
         self._servers: list[asyncio.Server] = []
         self._connections: set[HttpConnection] = set()
+        #: those that are told why not, and are about to end
+        self._turned_away: set[HttpConnection] = set()
         self._by_address: Counter[str] = Counter()
         self._next_look: asyncio.TimerHandle | None = None
         self._date = (0, b"")
@@ -93,7 +95,7 @@ class Server:
         while any(each.is_busy for each in self._connections) and time.monotonic() < until:
             await asyncio.sleep(0.01)
         for _ in range(_LAST_TURNS):
-            for connection in list(self._connections):
+            for connection in [*self._connections, *self._turned_away]:
                 connection.abort()
             await asyncio.sleep(0)
 
@@ -114,11 +116,13 @@ class Server:
             if self._next_look is None:
                 self._next_look = self.loop.call_later(DEADLINES_LOOK_S, self._look)
             return None
+        self._turned_away.add(connection)
         self.rejections.add(refusal.code, peer, str(refusal))
         return refusal
 
     def forget(self, connection: HttpConnection) -> None:
         """Learn that a connection has ended."""
+        self._turned_away.discard(connection)
         if connection in self._connections:
             self._connections.remove(connection)
             self._by_address[connection.peer] -= 1

@@ -254,8 +254,13 @@ def test_a_caller_that_leaves_stops_its_pull(mesh: LlmMesh) -> None:
         task_id = response.headers["X-D8-Task"]
     status = f"/api/tasks/status/{task_id}"
     until(lambda: mesh.get(status).json["status"] in ("cancelled", "failed"), "the pull's end")
-    closed = [each for standin in mesh.standins for each in standin.counters.closed]
-    assert any(each.path == "/api/pull" and each.by_client for each in closed)
+    counters = [each.counters for each in mesh.standins]
+
+    def is_hung_up() -> bool:
+        closed = [each for one in counters for each in one.closed]
+        return any(each.path == "/api/pull" and each.by_client for each in closed)
+
+    until(is_hung_up, "the machine to be told")
 
 
 def test_a_model_is_deleted_from_every_machine(mesh: LlmMesh, client: ollama.Client) -> None:

@@ -68,6 +68,16 @@ def test_peers_from_elsewhere_are_turned_away_unread() -> None:
         assert (status, body["code"]) == (403, "http.peer")
 
 
+def test_who_was_turned_away_holds_nothing_when_the_server_ends() -> None:
+    with served(admits=False) as found, found.connect() as caller:
+        eventually(lambda: bool(found.refused.noted))
+        found.thread.close(PATIENCE_S)
+        caller.settimeout(PATIENCE_S)
+        with contextlib.suppress(ConnectionError):
+            while caller.recv(65536):
+                pass
+
+
 def test_the_port_is_free_as_soon_as_it_is_closed(here: Served) -> None:
     with here.connect() as caller:
         caller.sendall(get("/wait"))

@@ -21,6 +21,7 @@ from d8mesh.doors.llm.asked import Caller, LlmTask
 from d8mesh.errors import ModelUnfitError, ModelUnknownError
 from d8mesh.nodes.client.groups import encode_data
 from d8mesh.nodes.client.wishes import EMBED_TYPE, wish_of
+from d8mesh.program import command_name
 
 #: Types whose partial output comes as objects, if that is wished for.
 SPEAKING_TYPES: Final = frozenset({"agent_action", "generate"})
@@ -143,8 +144,8 @@ def _unknown(model: str, known: Sequence[str]) -> ModelUnknownError:
         f"the mesh has {there}"
         if known
         else (
-            "no machine of the mesh has a language model: start a worker where an Ollama is "
-            "(start_d8.py worker)"
+            "no machine of the mesh has a language model: start a worker where an Ollama is: "
+            f"{command_name()} worker"
         )
     )
     error = ModelUnknownError(f"model {model!r} not found; {text}")
