@@ -8,6 +8,7 @@ saw as JSON. What an answer says is looked at after its time was taken: the stan
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import re
@@ -157,8 +158,11 @@ async def _run(job: ChatJob) -> ChatsSeen:
 
     gc.disable()  # all that comes is kept: looking through it again and again would be seen as gaps
     begun = time.perf_counter()
-    async with asyncio.timeout(ENOUGH_S):
-        await asyncio.gather(*(go_on(n, *each) for n, each in enumerate(started)))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ENOUGH_S):
+            await asyncio.gather(*(go_on(n, *each) for n, each in enumerate(started)))
+    if unanswered := job.count - len(kept):
+        seen.errors, seen.first_error = unanswered, f"no answer within {ENOUGH_S:.0f} s"
     seen.wall_s = time.perf_counter() - begun
     for connection, _ in started:
         connection.close()
