@@ -147,7 +147,7 @@ def _browse(python: Path, url: str) -> dict[str, Any]:
 def _check(seen: dict[str, Any]) -> None:
     """Refuse what is no chat: all models once, the answer whole, and seen to grow."""
     listed = seen["models"]  # the model that is built in may be among them
-    if len(set(listed)) < len(listed) or not MODELS <= set(listed):
+    if len(set(listed)) < len(listed) or not set(listed) >= MODELS:
         raise D8Error(f"models listed: {listed}, expected each once of {sorted(MODELS)}")
     words = seen["text"].split()
     if len(words) != WORDS:
