@@ -11,7 +11,7 @@ import pytest
 from d8mesh.apps.status import ask
 from tests.doors.llm_mesh import LlmMesh, llm_mesh, machine
 from tests.end_to_end.processes import until
-from tests.end_to_end.test_open_chats import Chat, begun
+from tests.end_to_end.test_open_chats import OPENAI_PATH, Chat, begun
 from tests.ollama_standin import OllamaStandin
 
 #: From the socket's close to what the machine sees.
@@ -39,15 +39,16 @@ def seen_after(standin: OllamaStandin, chat: Chat) -> float:
 
 @pytest.mark.parametrize("number", [0, 1], ids=["streamed", "whole"])
 @pytest.mark.parametrize("phase", ["prompt", "output"])
+@pytest.mark.parametrize("path", ["/api/chat", OPENAI_PATH, "/v1/messages"])
 def test_a_machine_is_let_go_within_a_tenth_of_a_second(
-    mesh: LlmMesh, phase: str, number: int
+    mesh: LlmMesh, path: str, phase: str, number: int
 ) -> None:
     (standin,) = mesh.standins
     standin.change(settings=SLOW_PROMPT if phase == "prompt" else SLOW_WORDS)
     took = []
     for _ in range(TRIES):
         standin.reset()
-        chat = begun(mesh, number, has_key=False)
+        chat = begun(mesh, number, has_key=False, path=path)
         with chat.connection:
             standin.wait_until(lambda: standin.running == 1, within_s=60.0)
             if phase == "output":
@@ -55,7 +56,7 @@ def test_a_machine_is_let_go_within_a_tenth_of_a_second(
             took.append(seen_after(standin, chat))
         assert standin.counters.cancelled[0].phase == phase
         until(lambda: standin.running == 0, "a free slot")
-    print(f"{phase}, {number}: {[round(1000 * each) for each in took]} ms")
+    print(f"{path}, {phase}, {number}: {[round(1000 * each) for each in took]} ms")
     assert min(took) < CLOSED_S
 
 

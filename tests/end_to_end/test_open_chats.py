@@ -22,6 +22,7 @@ WORDS = 12
 #: A chat takes a second: some run and most wait when the blow comes.
 TOKENS_PER_S = 12.0
 SAID = " ".join(f"w{n}" for n in range(WORDS))
+OPENAI_PATH = "/v1/chat/completions"
 TASK = re.compile(rb"[0-9a-v]{16}-\d+")
 
 
@@ -59,12 +60,12 @@ class Chat:
         return {each.decode() for each in TASK.findall(bytes(self.seen))}
 
 
-def begun(mesh: LlmMesh, number: int, *, has_key: bool = True) -> Chat:
+def begun(mesh: LlmMesh, number: int, *, has_key: bool = True, path: str = OPENAI_PATH) -> Chat:
     """Begin a chat; an even one is streamed."""
     host, port = mesh.url.removeprefix("http://").split(":")
     content = json.dumps(question(is_streamed=number % 2 == 0)).encode()
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
         + (f"Idempotency-Key: chat-{number}\r\n" if has_key else "")
         + "\r\n"
@@ -76,7 +77,8 @@ def begun(mesh: LlmMesh, number: int, *, has_key: bool = True) -> Chat:
 
 def question(*, is_streamed: bool) -> dict[str, Any]:
     message = {"role": "user", "content": f"say {WORDS} words"}
-    return {"model": CHAT, "messages": [message], "stream": is_streamed}
+    bound = {"max_tokens": 10 * WORDS}  # Anthropic's door asks for one
+    return {"model": CHAT, "messages": [message], "stream": is_streamed, **bound}
 
 
 def read_to_the_end(chats: list[Chat]) -> None:
