@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from d8mesh.doors.llm.streamed import SSE_SILENCE_S
 from tests.doors.checks.openai_clients import chat_sent, events_of, official, text_of
 from tests.doors.llm_mesh import CHAT, LlmMesh, llm_mesh, machine
 
-#: Longer than the silence after which the head goes out, and a comment.
-LOAD_S = SSE_SILENCE_S + 4
+#: Far longer than the silence after which the head goes out, and a comment.
+LOAD_S = 60.0
 SAID = "You asked: hello there"
 
 pytestmark = pytest.mark.slow
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[LlmMesh]:
-    patient = {"D8_FIRST_TOKEN_S": "60"}
+    patient = {"D8_FIRST_TOKEN_S": "120"}
     with llm_mesh(settings=patient) as made:
         with machine(loaded=[], load_s=LOAD_S, max_loaded=1) as standin:
             made.add(standin, settings=patient)
