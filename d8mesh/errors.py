@@ -38,6 +38,10 @@ class ConfigError(D8Error, ValueError, code="config.invalid"):
     """A setting has a value that is not allowed."""
 
 
+class KeyFileError(ConfigError, code="config.key_file"):
+    """A file with a secret key is unreadable, or readable by others."""
+
+
 class ProtocolError(D8Error, code="protocol.invalid"):
     """The other side sent something that the protocol does not allow."""
 
@@ -212,6 +216,22 @@ class ModelUnfitError(ModelError, ValueError, code="model.unfit"):
 
 class ForbiddenError(D8Error, code="access.forbidden"):
     """This peer may not do that."""
+
+
+class NotAdmittedError(ForbiddenError, code="access.pending"):
+    """This key waits until somebody approves it at the orchestrator."""
+
+
+class RevokedError(ForbiddenError, code="access.revoked"):
+    """This key was let in once, and is not any more."""
+
+
+class MeshKeyError(ForbiddenError, code="access.key"):
+    """The mesh has a D8_MESH_KEY, and it was not shown; or one side has none."""
+
+
+class OrchestratorKeyError(ForbiddenError, code="access.orchestrator_key"):
+    """The orchestrator shows another key than the one that is known of this mesh."""
 
 
 class FloodError(D8Error, code="access.flood"):

@@ -27,6 +27,7 @@ ALL = list(tree_of(D8Error))
 TREE = {
     "D8Error": (None, "d8.error"),
     "ConfigError": ("D8Error", "config.invalid"),
+    "KeyFileError": ("ConfigError", "config.key_file"),
     "ProtocolError": ("D8Error", "protocol.invalid"),
     "VersionError": ("ProtocolError", "protocol.version"),
     "IllegalTransitionError": ("D8Error", "core.transition"),
@@ -66,6 +67,10 @@ TREE = {
     "ModelUnknownError": ("ModelError", "model.unknown"),
     "ModelUnfitError": ("ModelError", "model.unfit"),
     "ForbiddenError": ("D8Error", "access.forbidden"),
+    "NotAdmittedError": ("ForbiddenError", "access.pending"),
+    "RevokedError": ("ForbiddenError", "access.revoked"),
+    "MeshKeyError": ("ForbiddenError", "access.key"),
+    "OrchestratorKeyError": ("ForbiddenError", "access.orchestrator_key"),
     "FloodError": ("D8Error", "access.flood"),
     "JournalError": ("D8Error", "journal.failed"),
     "JournalHeldError": ("JournalError", "journal.held"),

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from d8mesh.config import NAME_PATTERN
 from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible
 from d8mesh.core.protocol.route import KnownBroker
+from d8mesh.setting_forms import NAME_PATTERN
 
 #: The folder of the orchestrator in the data folder, and the file in it.
 FOLDER: Final = "orchestrator"

@@ -18,9 +18,9 @@ from typing import Final
 
 import filelock
 
-from d8mesh.config import NAME_PATTERN
 from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.errors import WorkerError
+from d8mesh.setting_forms import NAME_PATTERN
 
 WORKERS_FOLDER: Final = "workers"
 LOCK_NAME: Final = "lock"

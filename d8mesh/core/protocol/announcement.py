@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from d8mesh.config import NAME_PATTERN
 from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.errors import ProtocolError
+from d8mesh.setting_forms import NAME_PATTERN
 
 #: Bytes of a TXT record that is read: ours takes under 400; RFC 6763 recommends below 1300.
 MAX_TXT_BYTES: Final = 1300

@@ -28,12 +28,15 @@ def encode(message: m.Message) -> bytes:
     return _encode(message if shorten is None else shorten(message))
 
 
-def _shortened(kind: type[m.Message]) -> Callable[[m.Message], object]:
-    """Return what leaves the last field of such a message out if it is empty."""
-    tag, last = kind.__struct_config__.tag, kind.__struct_fields__[-1]
+def _shortened(kind: type[m.Message], late: int = 1) -> Callable[[m.Message], object]:
+    """Return what leaves the last fields, at most `late`, out so far as they are empty."""
+    tag, fields = kind.__struct_config__.tag, kind.__struct_fields__
 
     def shorten(message: m.Message) -> object:
-        return message if getattr(message, last) else (tag, *astuple(message)[:-1])
+        end = len(fields)
+        while end > len(fields) - late and not getattr(message, fields[end - 1]):
+            end -= 1
+        return message if end == len(fields) else (tag, *astuple(message)[:end])
 
     return shorten
 
@@ -98,11 +101,9 @@ _SHORTEN: Final[dict[type, Callable[..., object]]] = {
     m.Services: _short_services,
     **{
         kind: _shortened(kind)
-        for kind in (
-            *(m.WorkerHello, m.Heartbeat, m.Release),
-            *(m.ClientHello, m.Accepted, m.Delivered),
-        )
+        for kind in (m.Heartbeat, m.Release, m.Accepted, m.Delivered, m.Welcome)
     },
+    **{kind: _shortened(kind, late=2) for kind in (m.WorkerHello, m.ClientHello)},
 }
 
 _COLUMN_CHECKS: Final[dict[type, Callable[..., bool]]] = {

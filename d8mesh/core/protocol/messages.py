@@ -35,6 +35,7 @@ from d8mesh.core.protocol.frames import (
     Names,
     Payload,
     Payloads,
+    Proof,
     Seconds,
     Session,
     TaskId,
@@ -64,7 +65,7 @@ __all__ = [
     "MAX_SERVICES", "MAX_SOURCE_CHARS", "MAX_STREAM_BYTES", "MAX_WARNINGS", "MAX_WINDOW",
     "MAX_WISH_CHARS", "SOFT_FRAME_BYTES", "Budget", "Count", "Described", "Ids", "Measured",
     "Name", "Names", "OfferedModel",
-    "OfferedService", "Payload", "Payloads", "Placed", "Placement", "Seconds", "Services",
+    "OfferedService", "Payload", "Payloads", "Placed", "Placement", "Proof", "Seconds", "Services",
     "Session", "TaskId", "Text", "Token", "Tokens", "Warm", "Window",
 ]  # fmt: skip
 
@@ -101,7 +102,8 @@ class WorkerHello(Frame, frozen=True, tag=10):
 
     `held_ids` and `held_tokens` are the attempts it is running, has waiting, or has
     finished without an acknowledgement; the broker takes them over where they still hold.
-    `trouble` says why it offers less than it could, in words for people.
+    `trouble` says why it offers less than it could, in words for people. `proof` shows that
+    the mesh key is known (`core.protocol.membership`); empty: no key is set.
     """
 
     version: int
@@ -119,6 +121,7 @@ class WorkerHello(Frame, frozen=True, tag=10):
     held_ids: Ids
     held_tokens: Tokens
     trouble: Text = ""
+    proof: Proof = b""
 
 
 class Heartbeat(Frame, frozen=True, tag=11):
@@ -173,13 +176,17 @@ class Chunks(Frame, frozen=True, tag=14):
 
 
 class ClientHello(Frame, frozen=True, tag=20):
-    """A client opens, or reopens, its session; `takes_streams`: it reads `Streams` too."""
+    """A client opens, or reopens, its session; `takes_streams`: it reads `Streams` too.
+
+    `proof` as in `WorkerHello`.
+    """
 
     version: int
     mesh: Name
     session: Session
     host: Text
     takes_streams: bool = False
+    proof: Proof = b""
 
 
 class Group(Frame, frozen=True):
@@ -265,7 +272,10 @@ class Delivered(Frame, frozen=True, tag=26):
 
 
 class Welcome(Frame, frozen=True, tag=40):
-    """The session stands. `dropped_ids` are held attempts that hold no longer: stop them."""
+    """The session stands. `dropped_ids` are held attempts that hold no longer: stop them.
+
+    `proof` shows that the orchestrator knows the mesh key; empty: it has none.
+    """
 
     version: int
     epoch: Count
@@ -273,6 +283,7 @@ class Welcome(Frame, frozen=True, tag=40):
     heartbeat_s: Seconds
     lease_s: Seconds
     dropped_ids: Ids
+    proof: Proof = b""
 
 
 class Rehello(Frame, frozen=True, tag=41):

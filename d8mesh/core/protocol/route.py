@@ -32,9 +32,16 @@ class Route(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KnownBroker:
-    """Where an orchestrator says that it is, or was reached; the likeliest address first."""
+    """Where an orchestrator says that it is, or was reached; the likeliest address first.
+
+    `server_key` is the public key that it says it has, 32 bytes; None if that was not told.
+    `tls` is the SHA-256 fingerprint of its web port's certificate (64 hex digits); "" for plain
+    HTTP.
+    """
 
     broker_id: str
     addresses: tuple[str, ...]
     port: int
     web_port: int | None
+    server_key: bytes | None = None
+    tls: str = ""

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d8mesh.config import NAME_PATTERN
 from d8mesh.core.protocol.announcement import (
     MAX_TXT_BYTES,
     Announcement,
@@ -17,6 +16,7 @@ from d8mesh.core.protocol.announcement import (
 )
 from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.errors import ProtocolError
+from d8mesh.setting_forms import NAME_PATTERN
 
 NAMES = st.from_regex(NAME_PATTERN, fullmatch=True).filter(str.isascii)
 GOOD = ["id=n1", "boot=b1", "mesh=d8", "version=1.0", "web=7001"]

@@ -20,6 +20,8 @@ GROUP = m.Group("echo", 5, [b"x"])
 HELLO: Any = (1, "d8", "w", "b", "go", "m", "pi", 0, ["echo"], [], 1, 1, [], [])
 BEAT: Any = (1, 1, 0, 0, ["echo"], [], [])
 TROUBLE: Any = ("no model",)
+PROOF: Any = (b"p" * 32,)
+WELCOME: Any = (1, 1, "orch-1", 5.0, 15.0, [])
 
 
 def submit(**changed: object) -> list[object]:
@@ -120,7 +122,13 @@ def test_columns_of_work_and_results_must_agree() -> None:
         ),
         (m.Accepted(1, S, 0), m.Accepted(1, S, 0, False, ["nobody offers it"]), "warnings"),
         (m.Release(1, [], []), m.Release(1, [], [], "HTTP 503"), "reason"),
-        (m.WorkerHello(*HELLO), m.WorkerHello(*HELLO, *TROUBLE), "trouble"),
+        (m.WorkerHello(*HELLO, *TROUBLE), m.WorkerHello(*HELLO, *TROUBLE, *PROOF), "proof"),
+        (
+            m.ClientHello(1, "d8", S, "h", True),
+            m.ClientHello(1, "d8", S, "h", True, *PROOF),
+            "proof",
+        ),
+        (m.Welcome(*WELCOME), m.Welcome(*WELCOME, *PROOF), "proof"),
         (m.Heartbeat(*BEAT), m.Heartbeat(*BEAT, *TROUBLE), "trouble"),
         (m.Delivered(1, [], []), m.Delivered(1, [], [], 600.0), "keep_s"),
     ],
@@ -130,9 +138,18 @@ def test_a_last_field_that_came_later_is_left_out_when_it_says_nothing(
 ) -> None:
     short, full = (msgpack.unpackb(encode(each)) for each in (bare, whole))
     assert (len(short), len(full)) == (len(full) - 1, 1 + len(type(whole).__struct_fields__))
-    decode = decode_to_client if isinstance(bare, m.Accepted) else decode_to_broker
+    is_told = isinstance(bare, m.Accepted | m.Welcome)
+    decode = decode_to_client if is_told else decode_to_broker
     assert (decode(encode(bare)), decode(encode(whole))) == (bare, whole)
     assert type(whole).__struct_fields__[-1] == missing
+
+
+def test_of_several_last_fields_those_that_say_something_stay() -> None:
+    bare, troubled = m.WorkerHello(*HELLO), m.WorkerHello(*HELLO, *TROUBLE)
+    proven = m.WorkerHello(*HELLO, *("", *PROOF))
+    lengths = [len(msgpack.unpackb(encode(each))) for each in (bare, troubled, proven)]
+    assert lengths == [15, 16, 17]
+    assert [decode_to_broker(encode(each)) for each in (bare, proven)] == [bare, proven]
 
 
 def test_parts_of_messages_leave_out_what_came_later_and_says_nothing() -> None:

@@ -1,0 +1,57 @@
+"""What shows that a peer belongs to a mesh: keys as people see them, and the proof of a mesh key.
+
+The public key of a connection is proven by the transport (CURVE); the proofs here bind a
+`D8_MESH_KEY` to the two keys of that connection, so that a proof is of no use to anybody else.
+
+Source: RFC 2104 (HMAC); ``docs/SECURITY.md``
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from enum import Enum
+from typing import Final
+
+#: Bytes of a proof (HMAC-SHA-256).
+PROOF_BYTES: Final = 32
+#: Characters of a fingerprint without its hyphens: 80 bits, out of reach of a search for a twin.
+FINGERPRINT_CHARS: Final = 16
+_GROUP_CHARS: Final = 4
+
+
+class JoinMode(Enum):
+    """Who may join; the values are those of `D8_JOIN`."""
+
+    LAN = "lan"  #: whoever is on an attached private network
+    APPROVE = "approve"  #: whose key has been approved
+    KEY = "key"  #: who knows the mesh key
+
+
+def fingerprint(public_key: bytes) -> str:
+    """Return how people see a key: ``k3fq-2mzd-7xwa-pq4e``."""
+    digest = base64.b32encode(hashlib.sha256(public_key).digest()).decode("ascii").lower()
+    short = digest[:FINGERPRINT_CHARS]
+    return "-".join(short[at : at + _GROUP_CHARS] for at in range(0, len(short), _GROUP_CHARS))
+
+
+def join_proof(mesh_key: str, mesh: str, server_key: bytes, peer_key: bytes) -> bytes:
+    """Return what a worker or client shows in its HELLO: that it knows the mesh key."""
+    return _proof(b"d8mesh join", mesh_key, mesh, server_key, peer_key)
+
+
+def welcome_proof(mesh_key: str, mesh: str, server_key: bytes, peer_key: bytes) -> bytes:
+    """Return what an orchestrator shows in its WELCOME: that it knows the mesh key."""
+    return _proof(b"d8mesh welcome", mesh_key, mesh, server_key, peer_key)
+
+
+def is_same_proof(one: bytes, other: bytes) -> bool:
+    """Compare two proofs; the time that takes tells nothing of them."""
+    return hmac.compare_digest(one, other)
+
+
+def _proof(what: bytes, mesh_key: str, mesh: str, server_key: bytes, peer_key: bytes) -> bytes:
+    # Keys have a fixed length, so what stands before them can be read in one way only.
+    said = what + b"\0" + mesh.encode() + b"\0" + server_key + peer_key
+    return hmac.digest(mesh_key.encode(), said, "sha256")
