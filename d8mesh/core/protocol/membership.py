@@ -3,7 +3,7 @@
 The public key of a connection is proven by the transport (CURVE); the proofs here bind a
 `D8_MESH_KEY` to the two keys of that connection, so that a proof is of no use to anybody else.
 
-Source: RFC 2104 (HMAC); ``docs/SECURITY.md``
+Source: RFC 2104 (HMAC), RFC 7914 (scrypt); ``docs/SECURITY.md``
 """
 
 from __future__ import annotations
@@ -36,14 +36,32 @@ def fingerprint(public_key: bytes) -> str:
     return "-".join(short[at : at + _GROUP_CHARS] for at in range(0, len(short), _GROUP_CHARS))
 
 
-def join_proof(mesh_key: str, mesh: str, server_key: bytes, peer_key: bytes) -> bytes:
+def mesh_secret(mesh_key: str, mesh: str) -> bytes:
+    """Return what proofs are made with, 32 bytes; takes tens of milliseconds, so keep it.
+
+    Slow on purpose: whoever hears a proof can try mesh keys on it.
+    """
+    return hashlib.scrypt(
+        mesh_key.encode(), salt=b"d8mesh " + mesh.encode(), n=2**14, r=8, p=1, dklen=32
+    )
+
+
+def announced_proof(secret: bytes, server_key: bytes) -> bytes:
+    """Return what an orchestrator tells everybody: that who has `server_key` knows the mesh key.
+
+    Whoever repeats it gains nothing: only the orchestrator has the secret half of that key.
+    """
+    return _proof(b"announced", secret, server_key)
+
+
+def join_proof(secret: bytes, server_key: bytes, peer_key: bytes) -> bytes:
     """Return what a worker or client shows in its HELLO: that it knows the mesh key."""
-    return _proof(b"d8mesh join", mesh_key, mesh, server_key, peer_key)
+    return _proof(b"join", secret, server_key + peer_key)
 
 
-def welcome_proof(mesh_key: str, mesh: str, server_key: bytes, peer_key: bytes) -> bytes:
+def welcome_proof(secret: bytes, server_key: bytes, peer_key: bytes) -> bytes:
     """Return what an orchestrator shows in its WELCOME: that it knows the mesh key."""
-    return _proof(b"d8mesh welcome", mesh_key, mesh, server_key, peer_key)
+    return _proof(b"welcome", secret, server_key + peer_key)
 
 
 def is_same_proof(one: bytes, other: bytes) -> bool:
@@ -51,7 +69,6 @@ def is_same_proof(one: bytes, other: bytes) -> bool:
     return hmac.compare_digest(one, other)
 
 
-def _proof(what: bytes, mesh_key: str, mesh: str, server_key: bytes, peer_key: bytes) -> bytes:
-    # Keys have a fixed length, so what stands before them can be read in one way only.
-    said = what + b"\0" + mesh.encode() + b"\0" + server_key + peer_key
-    return hmac.digest(mesh_key.encode(), said, "sha256")
+def _proof(what: bytes, secret: bytes, keys: bytes) -> bytes:
+    # Keys have a fixed length, so what is proven can be read in one way only.
+    return hmac.digest(secret, b"d8mesh " + what + b"\0" + keys, "sha256")

@@ -35,6 +35,7 @@ class KnownBroker:
     """Where an orchestrator says that it is, or was reached; the likeliest address first.
 
     `server_key` is the public key that it says it has, 32 bytes; None if that was not told.
+    `proof` is that who has it knows the mesh key (`membership.announced_proof`); b"": none told.
     `tls` is the SHA-256 fingerprint of its web port's certificate (64 hex digits); "" for plain
     HTTP.
     """
@@ -44,4 +45,5 @@ class KnownBroker:
     port: int
     web_port: int | None
     server_key: bytes | None = None
+    proof: bytes = b""
     tls: str = ""
