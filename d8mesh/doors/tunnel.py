@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
 from d8mesh.core.protocol.route import Route
 from d8mesh.doors.query import seconds
@@ -193,7 +194,11 @@ def tunnel_door(exchange: Exchange, mesh: AsyncNode, waits: Places) -> Door:
         max_body_bytes=MAX_BODY_BYTES,
         ends_with_caller=True,
     )
-    return Door(routes=(route,), before=lambda _: require_broker(mesh, waits))
+    return Door(
+        routes=(route,),
+        before=lambda _: require_broker(mesh, waits),
+        scopes=frozenset({TokenScope.WORK}),
+    )
 
 
 def frames_of(body: bytes) -> list[bytes]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.core.protocol.chat import THINKING
 from d8mesh.doors.anthropic.message_answer import message_body
 from d8mesh.doors.anthropic.message_request import AskedMessage, asked_of_message
@@ -57,8 +58,13 @@ def anthropic_door(
         taken(f"{batches}/<path:inner>", no_batches, method="POST"),
         taken(f"{batches}/<path:inner>", no_batches, method="DELETE"),
     )
-    prefixes = (MESSAGES_PATH,)
-    return Door(routes=routes, problem=anthropic_problem, prefixes=prefixes, origins=origins)
+    return Door(
+        routes=routes,
+        problem=anthropic_problem,
+        prefixes=(MESSAGES_PATH,),
+        origins=origins,
+        scopes=frozenset({TokenScope.CHAT}),
+    )
 
 
 def asked_of(body: bytes) -> AskedMessage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.openai.asking import CallAnswers
@@ -49,4 +50,10 @@ def openai_door(
                 ends_with_caller=True,
             )
         )
-    return Door(routes=routes, problem=openai_problem, prefixes=OPENAI_PREFIXES, origins=origins)
+    return Door(
+        routes=routes,
+        problem=openai_problem,
+        prefixes=OPENAI_PREFIXES,
+        origins=origins,
+        scopes=frozenset({TokenScope.CHAT}),
+    )
