@@ -47,6 +47,7 @@ from d8mesh.http.server import MAX_CONNECTIONS, Server
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.credentials import client_keys
 from d8mesh.processes.parent import end_when_told
+from d8mesh.processes.takeover import web_presence
 
 #: Partial output of a task submitted with ``"listen": true`` is kept so long after its end.
 KEPT_S: Final = 600.0
@@ -71,8 +72,12 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
     logs.setup("web", level=config.log_level, folder=folder, to_stderr=False)
     refuse_public(config)
     _raise_descriptor_limit()
-    bound = bind_patiently(config.web_host, config.web_port)
-    return asyncio.run(_serve(config, broker, bound))
+    presence = web_presence(Path(config.data_dir) / "orchestrator")
+    try:
+        bound = bind_patiently(config.web_host, config.web_port)
+        return asyncio.run(_serve(config, broker, bound))
+    finally:
+        presence.leave()
 
 
 async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
