@@ -9,7 +9,7 @@ import msgspec
 
 from d8mesh import __version__
 from d8mesh.http.answers import Response
-from d8mesh.http.described import AboutCall, Reply
+from d8mesh.http.described import AboutCall, HttpReply
 from d8mesh.http.off_loop import OFF_LOOP_BYTES, off_loop
 from d8mesh.http.openapi import document
 from d8mesh.http.routes import Door, HttpRoute, Request
@@ -24,7 +24,7 @@ def document_door(others: Sequence[Door]) -> Door:
     route = HttpRoute(
         DOCUMENT_PATH,
         calls.answer,
-        described=AboutCall(what="This document.", answers=(Reply(200, dict[str, Any]),)),
+        described=AboutCall(what="This document.", answers=(HttpReply(200, dict[str, Any]),)),
     )
     door = Door(routes=(route,))
     calls.doors = (*others, door)

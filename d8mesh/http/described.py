@@ -21,7 +21,7 @@ FORM: Final = "multipart/form-data"
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class HttpReply:
     """One kind of answer.
 
     kind: the type of its body; of lines that of each. None: it has no form of its own.
@@ -47,7 +47,7 @@ class AboutCall:
     """
 
     what: str
-    answers: Sequence[Reply]
+    answers: Sequence[HttpReply]
     body: object = None
     media: str = ""
     may_be_empty: bool = False

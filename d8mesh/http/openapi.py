@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from d8mesh.http.answers import JSON
-from d8mesh.http.described import EVENTS, LINES, PLAIN_TEXT, AboutCall, Reply
+from d8mesh.http.described import EVENTS, LINES, PLAIN_TEXT, AboutCall, HttpReply
 from d8mesh.http.routes import Door, HttpRoute
 
 OPENAPI_VERSION: Final = "3.1.1"
@@ -66,7 +66,7 @@ def path_of(rule: str) -> str:
 
 def described(route: HttpRoute) -> AboutCall:
     """Return what is said of a route; of one of which nothing is said, that it answers."""
-    return route.described or AboutCall(what="", answers=(Reply(200, None, ""),))
+    return route.described or AboutCall(what="", answers=(HttpReply(200, None, ""),))
 
 
 class _Schemas:
@@ -154,7 +154,7 @@ def _responses(door: Door, told: AboutCall, schemas: _Schemas) -> dict[str, Any]
     return responses
 
 
-def _answer_schema(answered: Reply, schemas: _Schemas) -> dict[str, Any]:
+def _answer_schema(answered: HttpReply, schemas: _Schemas) -> dict[str, Any]:
     if answered.media in (PLAIN_TEXT, EVENTS, LINES):
         return _TEXT_SCHEMA
     if answered.media == JSON:

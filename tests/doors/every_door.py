@@ -24,7 +24,7 @@ from d8mesh.doors.rest.api import rest_door
 from d8mesh.doors.waiting import Places
 from d8mesh.errors import BrokerUnavailableError
 from d8mesh.http.answers import JSON
-from d8mesh.http.described import LINES, AboutCall, Reply
+from d8mesh.http.described import LINES, AboutCall, HttpReply
 from d8mesh.http.guard import Rejections
 from d8mesh.http.origins import no_origin
 from d8mesh.http.routes import Door, HttpRoute
@@ -105,7 +105,7 @@ def is_exactly(value: Any, kind: object) -> None:
     assert told == value
 
 
-def _answers(route: HttpRoute) -> Sequence[Reply]:
+def _answers(route: HttpRoute) -> Sequence[HttpReply]:
     return described(route).answers
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from d8mesh.http.answers import Response, answer
-from d8mesh.http.described import EVENTS, AboutCall, Reply
+from d8mesh.http.described import EVENTS, AboutCall, HttpReply
 from d8mesh.http.openapi import document, path_of
 from d8mesh.http.routes import Door, HttpRoute, Request, with_descriptions
 
@@ -41,10 +41,10 @@ def test_a_call_is_told_with_its_path_its_body_its_query_and_its_answers() -> No
         [post, get],
         {
             "POST /things/<thing_id>": AboutCall(
-                what="Make it.", body=Thing, answers=(Reply(201, Thing),)
+                what="Make it.", body=Thing, answers=(HttpReply(201, Thing),)
             ),
             "GET /things/<path:inner>/all": AboutCall(
-                what="All.", query=Which, answers=(Reply(200, None, EVENTS),)
+                what="All.", query=Which, answers=(HttpReply(200, None, EVENTS),)
             ),
         },
     )

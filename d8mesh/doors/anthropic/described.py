@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from d8mesh.doors.anthropic.message_request import MAX_TOP_K
 from d8mesh.handlers.chat_fields import MAX_TEMPERATURE, MAX_TOKENS
-from d8mesh.http.described import EVENTS, AboutCall, AboutCalls, Reply
+from d8mesh.http.described import EVENTS, AboutCall, AboutCalls, HttpReply
 
 Object: TypeAlias = dict[str, Any]
 Portion: TypeAlias = Annotated[float, Meta(ge=0, le=1)] | None
@@ -75,13 +75,13 @@ class MessageTold(Struct):
     usage: MessageUsage
 
 
-_NOT_HERE: Final[tuple[Reply, ...]] = ()
+_NOT_HERE: Final[tuple[HttpReply, ...]] = ()
 _BATCHES_NOT_HERE: Final = AboutCall(what="There are no batches of messages.", answers=_NOT_HERE)
 ANTHROPIC_CALLS: Final[AboutCalls] = {
     "POST /v1/messages": AboutCall(
         what="A message.",
         body=MessageBody,
-        answers=(Reply(200, MessageTold), Reply(200, None, EVENTS)),
+        answers=(HttpReply(200, MessageTold), HttpReply(200, None, EVENTS)),
     ),
     "POST /v1/messages/count_tokens": AboutCall(what="Tokens are not counted.", answers=_NOT_HERE),
     "POST /v1/messages/batches": _BATCHES_NOT_HERE,

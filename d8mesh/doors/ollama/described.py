@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from d8mesh.handlers.chat_fields import MAX_DIMENSIONS, MAX_TOP_LOGPROBS
 from d8mesh.handlers.message_fields import MAX_MESSAGES
-from d8mesh.http.described import LINES, PLAIN_TEXT, AboutCall, AboutCalls, Reply
+from d8mesh.http.described import LINES, PLAIN_TEXT, AboutCall, AboutCalls, HttpReply
 from d8mesh.setting_forms import MODEL_PATTERN
 
 ModelName: TypeAlias = Annotated[str, Meta(pattern=rf"^\s*(?:{MODEL_PATTERN})\s*$")]
@@ -233,17 +233,17 @@ class OllamaProgress(Struct):
     completed: int | UnsetType = UNSET
 
 
-def _json(kind: object) -> tuple[Reply, ...]:
-    return (Reply(200, kind),)
+def _json(kind: object) -> tuple[HttpReply, ...]:
+    return (HttpReply(200, kind),)
 
 
-def _streamed(kind: object) -> tuple[Reply, ...]:
-    return (Reply(200, kind), Reply(200, kind, LINES))
+def _streamed(kind: object) -> tuple[HttpReply, ...]:
+    return (HttpReply(200, kind), HttpReply(200, kind, LINES))
 
 
-_NOT_HERE: Final[tuple[Reply, ...]] = ()
+_NOT_HERE: Final[tuple[HttpReply, ...]] = ()
 OLLAMA_CALLS: Final[AboutCalls] = {
-    "GET /": AboutCall(what="That something is here.", answers=(Reply(200, None, PLAIN_TEXT),)),
+    "GET /": AboutCall(what="That something is here.", answers=(HttpReply(200, None, PLAIN_TEXT),)),
     "GET /api/version": AboutCall(what="Its version.", answers=_json(OllamaVersion)),
     "GET /api/tags": AboutCall(what="The models.", answers=_json(OllamaTags)),
     "GET /api/ps": AboutCall(what="Those in memory.", answers=_json(OllamaResidents)),
@@ -265,7 +265,7 @@ OLLAMA_CALLS: Final[AboutCalls] = {
         what="Install a model.", body=OllamaPull, answers=_streamed(OllamaProgress)
     ),
     "DELETE /api/delete": AboutCall(
-        what="Remove a model.", body=OllamaNamed, answers=(Reply(200, None),)
+        what="Remove a model.", body=OllamaNamed, answers=(HttpReply(200, None),)
     ),
     "POST /api/copy": AboutCall(what="Refused.", body=OllamaCopy, answers=_NOT_HERE),
     "POST /api/create": AboutCall(what="Refused.", answers=_NOT_HERE),

@@ -20,7 +20,7 @@ from d8mesh.handlers.chat_fields import (
     MAX_TOP_LOGPROBS,
 )
 from d8mesh.handlers.message_fields import MAX_MESSAGES
-from d8mesh.http.described import EVENTS, AboutCall, AboutCalls, Reply
+from d8mesh.http.described import EVENTS, AboutCall, AboutCalls, HttpReply
 
 FilledText: TypeAlias = Annotated[str, Meta(min_length=1)]
 Portion: TypeAlias = Annotated[float, Meta(ge=0, le=1)] | None
@@ -281,8 +281,8 @@ class ModelsQuery(Struct):
     before_id: str | UnsetType = UNSET
 
 
-def _either(kind: object) -> tuple[Reply, ...]:
-    return (Reply(200, kind), Reply(200, None, EVENTS))
+def _either(kind: object) -> tuple[HttpReply, ...]:
+    return (HttpReply(200, kind), HttpReply(200, None, EVENTS))
 
 
 _PATHS: Final = {"anthropic-version": "Who sends it is answered as Anthropic's API does."}
@@ -291,10 +291,10 @@ OPENAI_CALLS: Final[AboutCalls] = {
         what="The models.",
         query=ModelsQuery,
         headers=_PATHS,
-        answers=(Reply(200, OpenAiModels),),
+        answers=(HttpReply(200, OpenAiModels),),
     ),
     "GET /v1/models/<path:model>": AboutCall(
-        what="A model.", headers=_PATHS, answers=(Reply(200, OpenAiModel),)
+        what="A model.", headers=_PATHS, answers=(HttpReply(200, OpenAiModel),)
     ),
     "POST /v1/chat/completions": AboutCall(
         what="A chat.", body=ChatCompletionBody, answers=_either(ChatCompletionTold)
@@ -306,6 +306,6 @@ OPENAI_CALLS: Final[AboutCalls] = {
         what="A conversation.", body=ResponseBody, answers=_either(ResponseTold)
     ),
     "POST /v1/embeddings": AboutCall(
-        what="Vectors of texts.", body=EmbeddingBody, answers=(Reply(200, EmbeddingsTold),)
+        what="Vectors of texts.", body=EmbeddingBody, answers=(HttpReply(200, EmbeddingsTold),)
     ),
 }

@@ -18,7 +18,7 @@ from d8mesh.doors.rest.schemas import (
     WorkerId,
 )
 from d8mesh.doors.rest.tasks import DEFAULT_PAGE, DEFAULT_WAIT_S, MAX_ID_CHARS, MAX_PAGE, MAX_WAIT_S
-from d8mesh.http.described import EVENTS, AboutCall, AboutCalls, Reply
+from d8mesh.http.described import EVENTS, AboutCall, AboutCalls, HttpReply
 
 Cursor: TypeAlias = Annotated[str, Meta(max_length=MAX_ID_CHARS)]
 Limit: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_PAGE)]
@@ -62,8 +62,8 @@ class PollQuery(Struct):
     wait: Annotated[float, Meta(ge=0)] = 0.0
 
 
-def _one(kind: object, status: int = 200) -> tuple[Reply, ...]:
-    return (Reply(status, kind),)
+def _one(kind: object, status: int = 200) -> tuple[HttpReply, ...]:
+    return (HttpReply(status, kind),)
 
 
 _SUBMITTED: Final = (*_one(t.SubmittedTold, 201), *_one(t.SubmittedTold))
@@ -96,7 +96,7 @@ REST_CALLS: Final[AboutCalls] = {
         what="Wait for the end of a task.", query=WaitQuery, answers=_one(t.StatusTold)
     ),
     "GET /api/tasks/<task_id>/stream": AboutCall(
-        what="The partial output of a task, as it comes.", answers=(Reply(200, None, EVENTS),)
+        what="The partial output of a task, as it comes.", answers=(HttpReply(200, None, EVENTS),)
     ),
     "GET /api/tasks/<task_id>/explain": AboutCall(
         what="Why a task waits, or why it ran where it ran.", answers=_one(t.ExplainedTold)
