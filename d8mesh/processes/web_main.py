@@ -25,10 +25,12 @@ from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
 from d8mesh.doors.anthropic.door import anthropic_door
 from d8mesh.doors.anthropic.listing import AnthropicModels
+from d8mesh.doors.api_document import document_door
 from d8mesh.doors.batches.door import batch_runner, batches_door
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.ollama.routes import ollama_door
+from d8mesh.doors.openai.described import OpenAiProblem
 from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.doors.openai.routes import openai_door
 from d8mesh.doors.rest.api import rest_door
@@ -98,8 +100,9 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
         rest_door(mesh, waits, rejections),
         tunnel_door(exchange, mesh, waits),
         *_llm_doors(config, mesh, chats, catalogue),
-        batches_door(runner, openai_problem),
+        batches_door(runner, openai_problem, OpenAiProblem),
     ]
+    doors.append(document_door(doors))
     application = Application(doors, guard, rejections)
     server = Server(application, [bound], guard.admits, rejections, application.refused)
     alive = mesh.loop.create_task(_until_dead(mesh))
