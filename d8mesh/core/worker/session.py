@@ -31,14 +31,8 @@ from d8mesh.core.protocol.messages import (
     Welcome,
     Work,
 )
-from d8mesh.core.worker.broker_session import (
-    BrokerSession,
-    Profile,
-    failure,
-    hello,
-    reason_in,
-    unproven,
-)
+from d8mesh.core.worker import broker_session
+from d8mesh.core.worker.broker_session import BrokerSession, Profile, failure, hello, reason_in
 from d8mesh.core.worker.effects import (
     UNAVAILABLE,
     Abort,
@@ -230,7 +224,7 @@ class WorkerSession:
 
     def _welcome(self, message: Welcome, broker: BrokerSession, now: float) -> list[WorkerEffect]:
         if not self.profile.credentials.accept(broker.server_key, message.proof):
-            return self._refused(unproven(message), broker, now)
+            return self._refused(broker_session.unproven(message), broker, now)
         for other in self.brokers.values():
             if other is not broker and other.is_welcome and other.broker_id == message.broker_id:
                 # Two links to one broker: the one with work stays, and says what both hold.
