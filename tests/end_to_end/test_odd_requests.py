@@ -19,7 +19,7 @@ from d8mesh.apps.status import ask
 from d8mesh.http.codings import MAX_DECODED_BYTES
 from d8mesh.http.routes import MAX_BODY_BYTES, SMALL_BODY_BYTES
 from tests.doors.llm_mesh import CHAT, LlmMesh, llm_mesh, machine
-from tests.end_to_end.processes import PATIENCE_S
+from tests.security.raw_http import RawHttp, Told, head
 
 MESSAGES: Final = [{"role": "user", "content": "hello"}]
 LARGE_BYTES: Final = 300_000_000
@@ -71,41 +71,19 @@ each_door = pytest.mark.parametrize("door", DOORS, ids=lambda door: door.name)
 each_chat = pytest.mark.parametrize("door", CHATTING, ids=lambda door: door.name)
 
 
-@dataclass
-class Told:
-    """What came back."""
-
-    status: int
-    head: str
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
 class Caller:
     """Sends bytes as they are, and sees what they changed."""
 
     def __init__(self, mesh: LlmMesh) -> None:
         self._mesh = mesh
-        self._address = ("127.0.0.1", urlsplit(mesh.url).port or 0)
+        self._http = RawHttp(urlsplit(mesh.url).port or 0)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(self._address, timeout=PATIENCE_S)
+        return self._http.connect()
 
     def say(self, *parts: bytes) -> Told:
         """Send these on a connection of their own; return the first answer of it."""
-        with self.connect() as connection:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                for part in parts:
-                    connection.sendall(part)
-            answer = b""
-            with contextlib.suppress(ConnectionResetError):
-                while part := connection.recv(65_536):
-                    answer += part
-        head, _, body = answer.partition(b"\r\n\r\n")
-        return Told(int(head.split()[1]), head.decode("latin-1"), body)
+        return self._http.say(*parts)
 
     def ask(self, door: DoorCase, body: bytes, *more: str, method: str = "POST") -> Told:
         """Send a request to a door, with a body and headers."""
@@ -132,13 +110,6 @@ class Caller:
             name: n - before.get(name, 0) for name, n in now.items() if n != before.get(name)
         } == {code: 1}
         assert self.tasks() == tasks
-
-
-def head(method: str, path: str, *lines: str, host: str | None = "localhost") -> bytes:
-    """Return the head of a request, after which the connection closes."""
-    named = [] if host is None else [f"Host: {host}"]
-    told = [f"{method} {path} HTTP/1.1", *named, "Connection: close", *lines, "", ""]
-    return "\r\n".join(told).encode("latin-1")
 
 
 def check_form(told: Told, door: DoorCase, status: int) -> str:
