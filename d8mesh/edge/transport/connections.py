@@ -16,6 +16,7 @@ import contextlib
 import os
 import socket
 import stat
+import struct
 import sys
 import threading
 import time
@@ -53,21 +54,25 @@ JUST_NOW_MS: Final = 2000
 HANDSHAKE: Final = "zmq.handshake"  #: not ZMTP, of an old version, without encryption, a wrong key
 SILENT: Final = "zmq.silent"  #: no handshake in time
 UNHEARD: Final = "zmq.unheard"  #: a handshake, and nothing after it
-FRAME: Final = "zmq.frame"  #: a frame that is too large, or none
+FRAME: Final = "zmq.frame"  #: a frame that is too large, or was not sealed by its peer
 CROWD: Final = "zmq.crowd"  #: beyond the most connections
 #: It was told to end by the loop, which counts why.
 DROPPED: Final = "dropped"
 
 #: What the client says in the handshake of CURVE, at least: greeting, HELLO, INITIATE.
 SHAKEN_BYTES: Final = 64 + 202 + 259
+#: Never HANDSHAKE_FAILED_PROTOCOL: libzmq 4.3.5 tells of a frame that cannot be opened by that too,
+#: loses its `errno` thereby, takes the connection for one whose queue is full, and aborts the
+#: process at the next heartbeat (``Assertion failed: !_io_error``).
 _EVENTS: Final = (
     zmq.EVENT_ACCEPTED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
+#: A connection is reset when it is closed, whatever has not been read or sent.
+_AT_ONCE: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 _ENDPOINT: Final = "inproc://d8.connections"
 
 
@@ -121,9 +126,8 @@ class Connections:
         self._dropped: deque[bytes] = deque()
         #: handshakes that succeeded, of connections not heard yet; those that the gate refused
         self._finished = self._denied = 0
-        #: the failure that the monitor told of last, and its number: the end of that connection
-        #: follows it
-        self._failed: int | None = None
+        #: the monitor has told of a handshake that was not finished: that connection ends next
+        self._is_unfinished = False
         self._next_look = 0.0
         self._is_closing = False
         self._router = router
@@ -199,7 +203,7 @@ class Connections:
             except zmq.Again:
                 break
             self._take_in(int.from_bytes(told[:2], sys.byteorder), told[2:6], now)
-        self._note_heard()
+        self._note_heard(is_all=True)
         for routing_id in dropped:
             connection = self._by_routing_id.get(routing_id)
             if connection is not None:
@@ -217,7 +221,7 @@ class Connections:
         elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._denied += 1
         else:
-            self._failed = kind
+            self._is_unfinished = True
 
     def _accepted(self, descriptor: int, now: float) -> None:
         handle, address = _duplicate(descriptor)
@@ -225,7 +229,7 @@ class Connections:
         self._count[address] += 1
         self._unheard[address] += 1
         if self._is_crowded(address):
-            self._note_heard()  # who has spoken meanwhile takes no place
+            self._note_heard()  # whoever has spoken meanwhile takes no place
             if self._is_crowded(address):
                 self._refuse(connection, CROWD)
         self._next_look = min(self._next_look, now + LOOK_AT_NEW_S)
@@ -238,10 +242,13 @@ class Connections:
             or self._unheard[address] > caps.unheard_per_address
         )
 
-    def _note_heard(self) -> None:
-        while self._heard:
+    def _note_heard(self, *, is_all: bool = False) -> None:
+        """Take in who has spoken; of who has come meanwhile the monitor has yet to tell."""
+        for _ in range(len(self._heard)):
             descriptor, routing_id = self._heard.popleft()
             connection = self._table.get(descriptor)
+            if connection is None and not is_all:
+                self._heard.append((descriptor, routing_id))
             if connection is None or connection.routing_id == routing_id:
                 continue
             if connection.routing_id is None:
@@ -252,11 +259,12 @@ class Connections:
             self.guard.settle(connection)
 
     def _ended(self, descriptor: int, now: float) -> None:
-        failed, self._failed = self._failed, None
+        is_unfinished, self._is_unfinished = self._is_unfinished, False
+        self._note_heard()
         connection = self._table.pop(descriptor, None)
         if connection is None:
             return
-        code = connection.code or self._reason(connection, failed, now)
+        code = connection.code or self._reason(connection, now, is_unfinished=is_unfinished)
         if code and not connection.code:
             self._reject(code, connection.address)
         _less(self._count, connection.address)
@@ -268,14 +276,12 @@ class Connections:
         if connection.handle is not None:
             connection.handle.close()
 
-    def _reason(self, connection: Connection, failed: int | None, now: float) -> str:
+    def _reason(self, connection: Connection, now: float, *, is_unfinished: bool) -> str:
         """Return why ZeroMQ has ended a connection; "": its peer has, or another has counted it.
 
         Of a handshake that came to its end the monitor does not say whose it was.
         """
-        if failed == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            return HANDSHAKE
-        if failed is not None:  # out of time, or its peer has thought better of it
+        if is_unfinished:  # out of time, or its peer has thought better of it
             is_late = now - connection.since > self._handshake_s * 0.8
             return SILENT if is_late else ""
         if connection.routing_id is None:
@@ -354,9 +360,12 @@ def _received(connection: Connection) -> int:
 
 
 def _cut(connection: Connection, code: str) -> None:
+    """End a connection; whoever is refused is not waited for."""
     connection.code = connection.code or code
     if connection.handle is not None:
         with contextlib.suppress(OSError):  # it has ended
+            if code != DROPPED:
+                connection.handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             connection.handle.shutdown(socket.SHUT_RDWR)
 
 
