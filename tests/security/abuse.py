@@ -107,6 +107,21 @@ class Abused:
         assert self.rejected() - before == wanted
         assert self.tasks() == tasks
 
+    @contextlib.contextmanager
+    def refused_once(self) -> Iterator[None]:
+        """See that one more request is refused, for whatever reason, and nothing else changes.
+
+        What the broker refuses counts there too, for the same reason.
+        """
+        before, tasks = self.rejected(), self.tasks()
+        yield
+        self.goes_on()
+        changed = self.rejected() - before
+        (code,) = [code for (where, code), n in changed.items() if where == "rest" and n == 1]
+        assert set(changed) <= {("rest", code), ("broker", code)}, changed
+        assert changed["broker", code] <= 1
+        assert self.tasks() == tasks
+
     def goes_on(self) -> None:
         """See that tasks of the healthy client are still run by the healthy worker."""
         self.neighbour.goes_on()
