@@ -45,7 +45,7 @@ UNREAD: Final = "zmq.unread"
 
 
 @dataclass(slots=True, eq=False)
-class Connection:
+class TcpConnection:
     """One TCP connection; times in monotonic seconds."""
 
     #: a duplicate of ZeroMQ's own, so that it is this connection and no later one; None: it ended
@@ -106,20 +106,20 @@ class ByteGuard:
         """Whether a look is due soon."""
         return self._is_marking or bool(self.slow)
 
-    def settle(self, connection: Connection) -> None:
+    def settle(self, connection: TcpConnection) -> None:
         """Learn that the first message of a connection has come out."""
         traffic = None if connection.handle is None else traffic_of(connection.handle)
         self._settle(connection, 0 if traffic is None else traffic.received_bytes)
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: TcpConnection) -> None:
         """Learn that a connection has ended."""
         if connection.routing_id is not None:
             self.watched.pop(connection.routing_id, None)
             self.slow.pop(connection.routing_id, None)
 
     def look(
-        self, connections: Iterable[Connection], now: float, round_: float
-    ) -> list[tuple[Connection, str]]:
+        self, connections: Iterable[TcpConnection], now: float, round_: float
+    ) -> list[tuple[TcpConnection, str]]:
         """Return the connections that have to end, and why.
 
         Args:
@@ -128,8 +128,8 @@ class ByteGuard:
         heard: set[bytes] = set()
         while self._heard:
             heard |= self._heard.popleft()
-        ending: list[tuple[Connection, str]] = []
-        held: list[Connection] = []
+        ending: list[tuple[TcpConnection, str]] = []
+        held: list[TcpConnection] = []
         self._is_marking = False
         for connection in connections:
             traffic = None if connection.handle is None else traffic_of(connection.handle)
@@ -147,7 +147,7 @@ class ByteGuard:
         return ending + [(each, UNFINISHED) for each in _beyond(held)]
 
     def _mark(
-        self, connection: Connection, traffic: Traffic, heard: set[bytes], round_: float
+        self, connection: TcpConnection, traffic: Traffic, heard: set[bytes], round_: float
     ) -> None:
         """Bring `unfinished_bytes` up to date.
 
@@ -170,13 +170,13 @@ class ByteGuard:
         if round_ - at >= ROUNDS:
             connection.unfinished_bytes, connection.marked = was, (pending, round_)
 
-    def _settle(self, connection: Connection, received_bytes: int) -> None:
+    def _settle(self, connection: TcpConnection, received_bytes: int) -> None:
         connection.settled_bytes = received_bytes
         connection.unfinished_bytes, connection.marked = 0, None
         if connection.routing_id is not None:
             self.watched.pop(connection.routing_id, None)
 
-    def _is_unread(self, connection: Connection, traffic: Traffic, now: float) -> bool:
+    def _is_unread(self, connection: TcpConnection, traffic: Traffic, now: float) -> bool:
         """Note how fast a peer takes what it is sent; return whether it has stopped to."""
         taken = traffic.taken_bytes - connection.taken_bytes
         passed_s = now - connection.looked_at
@@ -200,10 +200,10 @@ class ByteGuard:
         return now - connection.took_at >= UNREAD_S
 
 
-def _beyond(held: list[Connection]) -> list[Connection]:
+def _beyond(held: list[TcpConnection]) -> list[TcpConnection]:
     """Return the largest of those that hold too much together."""
     total = sum(each.unfinished_bytes for each in held)
-    found: list[Connection] = []
+    found: list[TcpConnection] = []
     for each in sorted(held, key=lambda it: it.unfinished_bytes, reverse=True):
         if total <= MAX_UNFINISHED_IN_ALL_BYTES:
             break

@@ -28,23 +28,23 @@ from typing import Final, NamedTuple
 import zmq
 
 from d8mesh.core.broker.effects import Peer
-from d8mesh.edge.transport.byte_guard import ByteGuard, Connection
+from d8mesh.edge.transport.byte_guard import ByteGuard, TcpConnection
 from d8mesh.edge.transport.traffic import has_left, traffic_of
 
 #: Connections at once: a LAN of 2,000 workers, their clients, and as many that mean no good. One
 #: holds 60 KB.
-MAX_CONNECTIONS: Final = 4096
+MAX_PEER_CONNECTIONS: Final = 4096
 #: Connections of one address: it cannot take the places of all others.
-MAX_PER_ADDRESS: Final = MAX_CONNECTIONS * 3 // 4
+MAX_PEERS_PER_ADDRESS: Final = MAX_PEER_CONNECTIONS * 3 // 4
 #: Connections of one address that have not said anything yet. Many nodes of one machine that start
 #: at once and are refused here try again within a moment.
 MAX_UNHEARD_PER_ADDRESS: Final = 256
 #: Descriptors that are not connections: files of the store, logs, discovery.
-SPARE_DESCRIPTORS: Final = 256
+BROKER_DESCRIPTORS: Final = 256
 #: Whoever has shaken hands says HELLO at once.
 UNHEARD_S: Final = 10.0
 #: How often connections are looked at, with some that are new, and with some that are suspected.
-LOOK_S: Final = 1.0
+LOOK_AT_ALL_S: Final = 1.0
 LOOK_AT_NEW_S: Final = 0.25
 ALERT_LOOK_S: Final = 0.1
 #: A connection that ends this soon after something came in was ended for what that was.
@@ -57,14 +57,14 @@ UNHEARD: Final = "zmq.unheard"  #: a handshake, and nothing after it
 FRAME: Final = "zmq.frame"  #: a frame that is too large, or was not sealed by its peer
 CROWD: Final = "zmq.crowd"  #: beyond the most connections
 #: It was told to end by the loop, which counts why.
-DROPPED: Final = "dropped"
+TOLD_TO_END: Final = "dropped"
 
 #: What the client says in the handshake of CURVE, at least: greeting, HELLO, INITIATE.
 SHAKEN_BYTES: Final = 64 + 202 + 259
 #: Never HANDSHAKE_FAILED_PROTOCOL: libzmq 4.3.5 tells of a frame that cannot be opened by that too,
 #: loses its `errno` thereby, takes the connection for one whose queue is full, and aborts the
 #: process at the next heartbeat (``Assertion failed: !_io_error``).
-_EVENTS: Final = (
+_TOLD_EVENTS: Final = (
     zmq.EVENT_ACCEPTED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -72,8 +72,8 @@ _EVENTS: Final = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 #: A connection is reset when it is closed, whatever has not been read or sent.
-_AT_ONCE: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-_ENDPOINT: Final = "inproc://d8.connections"
+_RESET: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+_MONITOR_ENDPOINT: Final = "inproc://d8.connections"
 
 
 class Rejection(NamedTuple):
@@ -87,8 +87,8 @@ class Rejection(NamedTuple):
 class Caps:
     """How many connections there may be: in all, of one address, of one that said nothing yet."""
 
-    in_all: int = MAX_CONNECTIONS
-    per_address: int = MAX_PER_ADDRESS
+    in_all: int = MAX_PEER_CONNECTIONS
+    per_address: int = MAX_PEERS_PER_ADDRESS
     unheard_per_address: int = MAX_UNHEARD_PER_ADDRESS
 
 
@@ -117,8 +117,8 @@ class Connections:
         #: how often the loop has taken all there was
         self.round = 0.0
         self._handshake_s, self._wake, self._caps = handshake_s, wake, caps or Caps()
-        self._table: dict[int, Connection] = {}
-        self._by_routing_id: dict[bytes, Connection] = {}
+        self._table: dict[int, TcpConnection] = {}
+        self._by_routing_id: dict[bytes, TcpConnection] = {}
         self._count: Counter[str] = Counter()
         self._unheard: Counter[str] = Counter()
         #: what the loop told: (descriptor, routing id) of first messages, routing ids to be dropped
@@ -134,11 +134,11 @@ class Connections:
         self._inner, self._outer = socket.socketpair()
         for each in (self._inner, self._outer):
             each.setblocking(False)
-        router.monitor(_ENDPOINT, _EVENTS)
+        router.monitor(_MONITOR_ENDPOINT, _TOLD_EVENTS)
         self._monitor: zmq.Socket[bytes] = context.socket(zmq.PAIR)
         self._monitor.linger = 0
         self._monitor.rcvhwm = 0  # ZeroMQ's own thread shall never wait for this one
-        self._monitor.connect(_ENDPOINT)
+        self._monitor.connect(_MONITOR_ENDPOINT)
         self._thread = threading.Thread(target=self._serve, name="connections", daemon=True)
         self._thread.start()
 
@@ -207,7 +207,7 @@ class Connections:
         for routing_id in dropped:
             connection = self._by_routing_id.get(routing_id)
             if connection is not None:
-                _cut(connection, DROPPED)
+                _cut(connection, TOLD_TO_END)
         if now >= self._next_look:
             self._look(now)
 
@@ -225,7 +225,7 @@ class Connections:
 
     def _accepted(self, descriptor: int, now: float) -> None:
         handle, address = _duplicate(descriptor)
-        self._table[descriptor] = connection = Connection(handle, address, now, self.round)
+        self._table[descriptor] = connection = TcpConnection(handle, address, now, self.round)
         self._count[address] += 1
         self._unheard[address] += 1
         if self._is_crowded(address):
@@ -276,7 +276,7 @@ class Connections:
         if connection.handle is not None:
             connection.handle.close()
 
-    def _reason(self, connection: Connection, now: float, *, is_unfinished: bool) -> str:
+    def _reason(self, connection: TcpConnection, now: float, *, is_unfinished: bool) -> str:
         """Return why ZeroMQ has ended a connection; "": its peer has, or another has counted it.
 
         Of a handshake that came to its end the monitor does not say whose it was.
@@ -305,9 +305,9 @@ class Connections:
             self._wake()  # so that the loop goes round, and it is seen what comes out
             self._next_look = now + ALERT_LOOK_S
         else:
-            self._next_look = now + (LOOK_AT_NEW_S if self._unheard else LOOK_S)
+            self._next_look = now + (LOOK_AT_NEW_S if self._unheard else LOOK_AT_ALL_S)
 
-    def _refuse(self, connection: Connection, code: str) -> None:
+    def _refuse(self, connection: TcpConnection, code: str) -> None:
         if not connection.code:
             self._reject(code, connection.address)
             _cut(connection, code)
@@ -317,7 +317,7 @@ class Connections:
         self._wake()
 
 
-def raise_descriptor_limit(connections: int = MAX_CONNECTIONS) -> int:
+def raise_descriptor_limit(connections: int = MAX_PEER_CONNECTIONS) -> int:
     """Let this process have the descriptors for so many connections; return how many it can.
 
     A connection takes two.
@@ -326,15 +326,15 @@ def raise_descriptor_limit(connections: int = MAX_CONNECTIONS) -> int:
         return connections
     import resource
 
-    wanted = 2 * connections + SPARE_DESCRIPTORS
+    wanted = 2 * connections + BROKER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return connections
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     with contextlib.suppress(OSError, ValueError):  # macOS may have a lower bound of its own
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        return (most - SPARE_DESCRIPTORS) // 2
-    return max(1, (soft - SPARE_DESCRIPTORS) // 2)
+        return (most - BROKER_DESCRIPTORS) // 2
+    return max(1, (soft - BROKER_DESCRIPTORS) // 2)
 
 
 def _duplicate(descriptor: int) -> tuple[socket.socket | None, str]:
@@ -353,23 +353,23 @@ def _duplicate(descriptor: int) -> tuple[socket.socket | None, str]:
     return None, ""
 
 
-def _received(connection: Connection) -> int:
+def _received(connection: TcpConnection) -> int:
     """Return the bytes that came over a connection; where that is not known, a great many."""
     traffic = None if connection.handle is None else traffic_of(connection.handle)
     return sys.maxsize if traffic is None else traffic.received_bytes
 
 
-def _cut(connection: Connection, code: str) -> None:
+def _cut(connection: TcpConnection, code: str) -> None:
     """End a connection; whoever is refused is not waited for."""
     connection.code = connection.code or code
     if connection.handle is not None:
         with contextlib.suppress(OSError):  # it has ended
-            if code != DROPPED:
-                connection.handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            if code != TOLD_TO_END:
+                connection.handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             connection.handle.shutdown(socket.SHUT_RDWR)
 
 
-def _was_refused(connection: Connection) -> bool:
+def _was_refused(connection: TcpConnection) -> bool:
     """Return whether ZeroMQ has ended a connection for what came over it, and not its peer."""
     if connection.handle is None or has_left(connection.handle):
         return False

@@ -16,11 +16,11 @@ from typing import Final
 
 _IS_LINUX: Final = sys.platform == "linux"
 #: The option that tells (Linux: TCP_INFO, macOS: TCP_CONNECTION_INFO).
-_OPTION: Final = {"linux": 11, "darwin": 0x106}.get(sys.platform)
+_INFO_OPTION: Final = {"linux": 11, "darwin": 0x106}.get(sys.platform)
 #: Linux: last_data_recv at 52, bytes_acked and bytes_received at 120, notsent_bytes at 144.
-_LINUX: Final = struct.Struct("=52xI64xQQ8xI")
+_LINUX_INFO: Final = struct.Struct("=52xI64xQQ8xI")
 #: macOS: snd_sbbytes at 32, txbytes at 64, rxbytes at 88.
-_DARWIN: Final = struct.Struct("=32xI28xQ16xQ16x")
+_DARWIN_INFO: Final = struct.Struct("=32xI28xQ16xQ16x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,15 @@ class Traffic:
 
 def traffic_of(connection: socket.socket) -> Traffic | None:
     """Return how a connection stands; None: the system does not tell."""
-    if _OPTION is None:
+    if _INFO_OPTION is None:
         return None
     with contextlib.suppress(OSError, struct.error):
-        form = _LINUX if _IS_LINUX else _DARWIN
-        told = connection.getsockopt(socket.IPPROTO_TCP, _OPTION, form.size)
+        form = _LINUX_INFO if _IS_LINUX else _DARWIN_INFO
+        told = connection.getsockopt(socket.IPPROTO_TCP, _INFO_OPTION, form.size)
         if _IS_LINUX:
-            quiet_ms, taken, received, unsent = _LINUX.unpack(told)
+            quiet_ms, taken, received, unsent = _LINUX_INFO.unpack(told)
             return Traffic(received, taken, unsent, quiet_ms)
-        unsent, sent, received = _DARWIN.unpack(told)
+        unsent, sent, received = _DARWIN_INFO.unpack(told)
         return Traffic(received, max(0, sent - unsent), unsent, 0)
     return None
 

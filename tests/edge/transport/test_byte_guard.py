@@ -17,7 +17,7 @@ from d8mesh.edge.transport.byte_guard import (
     UNREAD,
     UNREAD_S,
     ByteGuard,
-    Connection,
+    TcpConnection,
 )
 from d8mesh.edge.transport.traffic import traffic_of
 from tests.edge.transport.pairs import tcp_pair
@@ -32,7 +32,7 @@ MB = 1_000_000
 class Watched:
     """A connection, its other end, and a guard that looks at it by a clock of ours."""
 
-    connection: Connection
+    connection: TcpConnection
     theirs: socket.socket
     guard: ByteGuard = field(default_factory=ByteGuard)
     now: float = 0.0
@@ -61,7 +61,7 @@ class Watched:
 @contextlib.contextmanager
 def watched(routing_id: bytes | None = b"r") -> Iterator[Watched]:
     with tcp_pair() as (ours, theirs):
-        yield Watched(Connection(ours, "127.0.0.1", 0.0, 0.0, routing_id), theirs)
+        yield Watched(TcpConnection(ours, "127.0.0.1", 0.0, 0.0, routing_id), theirs)
 
 
 def test_a_message_without_end_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +106,15 @@ class Door:
         self._thread.join()
         self.router.close()
         self._waker.close()
+
+
+def send_until_cut(odd: RawZmtp, flags: int = 0) -> None:
+    """Send frames until the connection is closed; a peer that is forgotten would wait."""
+    try:
+        while True:
+            odd.send(bytes(100_000), flags)
+    except (BrokenPipeError, ConnectionResetError):
+        pass
 
 
 @pytest.fixture
@@ -260,9 +269,7 @@ def test_a_message_of_ever_more_frames_ends_its_connection(
 ) -> None:
     monkeypatch.setattr(byte_guard, "MAX_UNFINISHED_BYTES", 5_000_000)
     with door.visit() if has_spoken else RawZmtp(door.port).shake_hands(SERVER.public) as odd:
-        with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
-            while True:
-                odd.send(bytes(100_000), MORE)
+        send_until_cut(odd, MORE)
         door.saw("zmq.unfinished")
     door.goes_on()
     assert all(each is not None for each in door.heard)
@@ -277,9 +284,7 @@ def test_who_never_reads_is_cut_off_and_little_waits_for_it(
     with RawZmtp(door.port) as odd:
         odd.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         odd.shake_hands(SERVER.public)
-        with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
-            while True:
-                odd.send(bytes(100_000))
+        send_until_cut(odd)
         door.saw("zmq.unread")
     door.goes_on()
 
@@ -298,11 +303,13 @@ def test_a_peer_that_is_dropped_and_no_other_loses_its_connection(door: Door) ->
 
 
 def test_descriptors_are_as_they_were_when_all_have_left(door: Door) -> None:
-    def count() -> int:
-        return len(os.listdir("/proc/self/fd"))
+    own = Path("/proc/self/fd")
+    if not own.is_dir():
+        pytest.skip("this system does not list descriptors")
 
-    if not os.path.isdir("/proc/self/fd"):
-        pytest.skip("no /proc")
+    def count() -> int:
+        return len(list(own.iterdir()))
+
     door.goes_on()
     until(lambda: not door.router._connections._table, "it has left")
     before = count()
