@@ -94,7 +94,7 @@ class Joins:
         if refused.code.startswith("access."):
             self._note(peer.key, peer.address, refused.code)
         if refused.code in ("access.revoked", "access.pending"):
-            self._state.effects.append(Drop(peer))  # the gate tells it from now on
+            self._drop(peer)  # the gate tells it from now on
         else:
             self._strike(peer)
 
@@ -107,7 +107,7 @@ class Joins:
             state.members.renew()
             self._note(key, peer.address, "access.banned")
             self._end_sessions(key, "its key is banned for a while: it sent what is not allowed")
-            state.effects.append(Drop(peer))
+            self._drop(peer)
 
     # ------------------------------------------------------------------- at the gate
 
@@ -197,7 +197,12 @@ class Joins:
     def _say_end(self, peer: Peer, why: str, code: str) -> None:
         said = m.Refused(0, code, why) if code else m.Rehello(why)
         self._state.send(peer, said)
-        self._state.effects.append(Drop(peer))
+        self._drop(peer)
+
+    def _drop(self, peer: Peer) -> None:
+        drop, effects = Drop(peer), self._state.effects
+        if drop not in effects:
+            effects.append(drop)
 
     # -------------------------------------------------------------------- in between
 
