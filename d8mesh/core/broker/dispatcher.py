@@ -284,7 +284,7 @@ class Dispatcher:
         state.at += now - state.now
         state.now = now
 
-    def _serve(self, client: ClientState, message: m.Asked | m.Delivered) -> None:
+    def _serve(self, client: ClientState, message: m.ClientQuestion | m.Delivered) -> None:
         if isinstance(message, m.Delivered):
             self._erasures.deliver(client, message)
         else:
@@ -333,7 +333,7 @@ class Dispatcher:
 
     # ---------------------------------------------------------------------- the questions
 
-    def _ask(self, peer: Peer, message: m.Asked) -> None:
+    def _ask(self, peer: Peer, message: m.ClientQuestion) -> None:
         try:
             if isinstance(message, m.ChangeMembers):
                 self._joins.change(peer, message)

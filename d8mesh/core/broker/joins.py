@@ -23,7 +23,7 @@ KEEP_S: Final = 5.0
 #: After a disk that refused the file it is tried again this much later.
 KEEP_AGAIN_S: Final = 10.0
 #: Who was told of as refused for the first time; those of the longest ago may be told of again.
-MAX_TOLD: Final = 1000
+MAX_NOTED: Final = 1000
 #: Notices in a minute; the log has all.
 NOTICES_PER_MINUTE: Final = 10
 
@@ -126,7 +126,7 @@ class Joins:
         if what in self._told:
             return
         self._told[what] = None
-        if len(self._told) > MAX_TOLD:
+        if len(self._told) > MAX_NOTED:
             del self._told[next(iter(self._told))]
         self._notices = [at for at in self._notices if at > state.now - 60.0]
         if len(self._notices) >= NOTICES_PER_MINUTE:

@@ -19,7 +19,7 @@ FIT: Final = {
     "forget": (Membership.ADMITTED, Membership.WAITING, Membership.REVOKED),
 }
 #: Of several that a name means, so many are named.
-MAX_NAMED: Final = 5
+MAX_TWINS_NAMED: Final = 5
 _FINGERPRINT: Final = re.compile(rf"[a-z2-7]{{{FINGERPRINT_CHARS}}}", re.ASCII)
 
 Body = dict[str, object]
@@ -102,5 +102,5 @@ def _is_called(member: Member, who: str) -> bool:
 
 
 def _named(members: Sequence[Member]) -> str:
-    named = [f"{member.fingerprint} at {member.address}" for member in members[:MAX_NAMED]]
-    return ", ".join(named) + (", …" if len(members) > MAX_NAMED else "")
+    named = [f"{member.fingerprint} at {member.address}" for member in members[:MAX_TWINS_NAMED]]
+    return ", ".join(named) + (", …" if len(members) > MAX_TWINS_NAMED else "")

@@ -32,7 +32,7 @@ MEMBERS_LET_GO: Final = 500
 #: Keys that wait for approval; of more the one that knocked longest ago goes. It knocks again.
 MAX_WAITING: Final = 256
 #: Names that nodes announce for their keys, kept for those that may knock later.
-MAX_ANNOUNCED: Final = 1000
+MAX_ANNOUNCED_KEYS: Final = 1000
 
 
 @dataclass(slots=True, eq=False)
@@ -161,7 +161,7 @@ class Members:
         """Note the name that a node announces for its key; anybody may announce anything."""
         self._announced.pop(key, None)
         self._announced[key] = name[:MAX_MEMBER_NAME_CHARS]
-        if len(self._announced) > MAX_ANNOUNCED:
+        if len(self._announced) > MAX_ANNOUNCED_KEYS:
             del self._announced[next(iter(self._announced))]
         if key in self.waiting:
             self.waiting[key].name = self._announced[key]

@@ -430,8 +430,10 @@ class Answer(Frame, frozen=True, tag=63):
 _OfServices: TypeAlias = Services | Measured | Described
 _FromWorker: TypeAlias = WorkerHello | Heartbeat | Results | Release | Chunks | _OfServices
 #: What is answered by `Answer`.
-Asked: TypeAlias = Query | ChangeMembers
-_FromClient: TypeAlias = ClientHello | Submit | Watch | Unwatch | Listen | Asked | Delivered
+ClientQuestion: TypeAlias = Query | ChangeMembers
+_FromClient: TypeAlias = (
+    ClientHello | Submit | Watch | Unwatch | Listen | ClientQuestion | Delivered
+)
 _ToBoth: TypeAlias = Goodbye | Welcome | Rehello | Refused | Beat
 ToBroker: TypeAlias = Goodbye | _FromWorker | _FromClient
 ToWorker: TypeAlias = _ToBoth | Work | Received | Stop | Listening | Recall | Placed | Warm

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from d8mesh.core.broker.effects import Peer
-from d8mesh.core.broker.joins import KEEP_AGAIN_S, KEEP_S, MAX_TOLD, NOTICES_PER_MINUTE
+from d8mesh.core.broker.joins import KEEP_AGAIN_S, KEEP_S, MAX_NOTED, NOTICES_PER_MINUTE
 from d8mesh.core.broker.members_view import Knock, Membership
 from d8mesh.core.broker.strikes import BAN_S, BURST_STRIKES
 from d8mesh.core.protocol import messages as m
@@ -201,11 +201,11 @@ def test_what_was_in_a_queue_at_a_restart_bans_nobody(broker: WiredBroker) -> No
 
 
 def test_refusals_are_told_of_once_each_and_not_too_many(broker: WiredBroker) -> None:
-    for n in range(MAX_TOLD + 5):
+    for n in range(MAX_NOTED + 5):
         for _ in range(2):
             knock = Knock(None, f"8.8.{n // 250}.{n % 250}", "access.address")
             broker.perform(broker.dispatcher.knocked(knock, broker.now))
-    assert broker.state.metrics.rejected == {"access.address": 2 * (MAX_TOLD + 5)}
+    assert broker.state.metrics.rejected == {"access.address": 2 * (MAX_NOTED + 5)}
     assert len(broker.notices) == NOTICES_PER_MINUTE
     assert broker.notices[0].fingerprint == ""
     broker.pass_time(61.0, step=10.0)

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 
 from d8mesh.core.broker.members import (
-    MAX_ANNOUNCED,
+    MAX_ANNOUNCED_KEYS,
     MAX_MEMBERS,
     MAX_WAITING,
     MEMBERS_LET_GO,
@@ -56,7 +56,6 @@ def again(members: Members, *, needs_approval: bool | None = None) -> Members:
 
 def test_on_a_lan_a_key_is_noted_and_its_worker_id_is_its_own() -> None:
     members = Members()
-    assert not members.is_unkept
     come(members, key(1), "w", at=5.0)
     member = members.by_key[key(1)]
     assert (member.standing, member.name, member.since_at) == (Membership.ADMITTED, "w", 5.0)
@@ -105,9 +104,9 @@ def test_who_waits_has_the_name_that_it_announces_whenever_it_does() -> None:
     knock(members, key(2))
     members.announce(key(2), "pi-2")
     assert [each.name for each in members.waiting.values()] == ["pi-1", "pi-2"]
-    for n in range(MAX_ANNOUNCED + 5):
+    for n in range(MAX_ANNOUNCED_KEYS + 5):
         members.announce(key(n), f"n{n}")
-    assert len(members._announced) == MAX_ANNOUNCED
+    assert len(members._announced) == MAX_ANNOUNCED_KEYS
 
 
 def test_the_list_of_those_that_wait_is_bounded_and_who_knocks_again_stays() -> None:
