@@ -126,7 +126,7 @@ class Broker:
     Args:
         folder: where the journal lies.
         web_port: the REST port to announce, None if there is none.
-        tell: takes in what is to be told to whoever runs the orchestrator.
+        say: takes in what is to be told to whoever runs the orchestrator.
 
     Raises:
         JournalHeldError: another orchestrator uses the journal.
@@ -145,7 +145,7 @@ class Broker:
         *,
         web_port: int | None = None,
         open_store: OpenStore = open_journal,
-        tell: Callable[[Notice], None] = lambda notice: None,
+        say: Callable[[Notice], None] = lambda notice: None,
     ) -> None:
         self._config, self._folder, self._web_port = config, folder, web_port
         self._store = open_store(folder, lambda: self._waker.wake())
@@ -153,7 +153,7 @@ class Broker:
         ports = range(config.broker_port, min(config.broker_port + BROKER_PORT_TRIES, PORTS_END))
         try:
             self._keys = kept_pair(folder)
-            self._door = Doorkeeper(config, folder, self._waker.wake, tell)
+            self._door = Doorkeeper(config, folder, self._waker.wake, say)
             self._router = RouterEndpoint(
                 _listens_on(config.web_host),
                 ports,
@@ -227,7 +227,7 @@ class Broker:
         discovery = Discovery(
             mesh=config.mesh,
             addresses=partial(_announced, config),
-            on_sighting=_heard_worker,
+            on_sighting=self._heard_worker,
             browse=(NodeKind.WORKER,),
             on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
         )
@@ -245,6 +245,13 @@ class Broker:
             )
         )
         return discovery
+
+    def _heard_worker(self, sighting: Sighting) -> None:
+        """Note a worker of the mesh; it connects by itself, but who cannot is found in the log."""
+        addresses = ",".join(sighting.addresses)
+        event(_log, logging.INFO, "worker.heard", worker=sighting.node_id, addresses=addresses)
+        if sighting.server_key is not None:
+            self._door.heard(sighting.server_key, sighting.node_id)
 
     def _write_address(self) -> None:
         """Tell who is on this machine and hears no mDNS."""
@@ -295,9 +302,7 @@ class Broker:
     def _take_in(self, received: Sequence[tuple[Peer, bytes | None]], now: float) -> list[Effect]:
         """Return what the brain makes of what has come in: connections first, then frames."""
         dispatcher = self._dispatcher
-        effects: list[Effect] = []
-        for knock in self._door.knocks():
-            effects += dispatcher.knocked(knock, now)
+        effects = self._door.tell(dispatcher, now) if self._door.has_news else []
         for peer, frame in received:
             try:
                 if frame is None:
@@ -444,12 +449,6 @@ class Broker:
             rejected=sum(told.counted.rejected.values()),
             undelivered=told.counted.undelivered,
         )
-
-
-def _heard_worker(sighting: Sighting) -> None:
-    """Note a worker of the mesh; it connects by itself, but one that cannot is found in the log."""
-    addresses = ",".join(sighting.addresses)
-    event(_log, logging.INFO, "worker.heard", worker=sighting.node_id, addresses=addresses)
 
 
 def _listens_on(host: str) -> list[str]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from d8mesh.config import Config
-from d8mesh.core.broker.effects import KeepMembers, Notice, UseView
+from d8mesh.core.broker.dispatcher import Dispatcher
+from d8mesh.core.broker.effects import Effect, KeepMembers, Notice, UseView
 from d8mesh.core.broker.members import Members
 from d8mesh.core.broker.members_view import VERDICTS, Knock
 from d8mesh.core.protocol.membership import Verdict
@@ -32,7 +33,7 @@ class Doorkeeper:
     Args:
         folder: where the file of members lies.
         wake: has the loop look at the knocks.
-        tell: takes in what is to be told to whoever runs the orchestrator.
+        say: takes in what is to be told to whoever runs the orchestrator.
 
     Raises:
         ConfigError: the file of members is damaged.
@@ -43,9 +44,9 @@ class Doorkeeper:
         config: Config,
         folder: Path,
         wake: Callable[[], None],
-        tell: Callable[[Notice], None],
+        say: Callable[[Notice], None],
     ) -> None:
-        self._folder, self._wake, self._tell = folder, wake, tell
+        self._folder, self._wake, self._say = folder, wake, say
         self._own_keys = OwnKeys(Path(config.data_dir))
         self.members = Members(
             needs_approval=config.join == "approve",
@@ -55,6 +56,9 @@ class Doorkeeper:
         )
         self._view = self.members.view
         self._knocks: deque[Knock] = deque(maxlen=MAX_KNOCKS)
+        self._names: deque[tuple[bytes, str]] = deque(maxlen=MAX_KNOCKS)
+        #: the brain has to be told something
+        self.has_news = False
 
     def admits(self, address: str, key: bytes) -> Verdict:
         """Say whether a connection may speak.
@@ -68,13 +72,27 @@ class Doorkeeper:
         if is_own:
             code = ""
         self._knocks.append(Knock(key, address, code, is_own))
+        self.has_news = True
         self._wake()
         return VERDICTS[code]
 
-    def knocks(self) -> Iterator[Knock]:
-        """Yield what was decided since the last call; before any frame of those let in."""
+    def heard(self, key: bytes, name: str) -> None:
+        """Note the name that a node announces for its key.
+
+        Thread: any.
+        """
+        self._names.append((key, name))
+        self.has_news = True
+
+    def tell(self, dispatcher: Dispatcher, now: float) -> list[Effect]:
+        """Tell the brain what has happened here: before any frame of those who were let in."""
+        self.has_news = False
+        while self._names:
+            dispatcher.announced(*self._names.popleft())
+        effects: list[Effect] = []
         while self._knocks:
-            yield self._knocks.popleft()
+            effects += dispatcher.knocked(self._knocks.popleft(), now)
+        return effects
 
     def use(self, effect: UseView) -> None:
         """Decide by another view from now on."""
@@ -102,4 +120,4 @@ class Doorkeeper:
             name=notice.name,
             code=notice.code,
         )
-        self._tell(notice)
+        self._say(notice)

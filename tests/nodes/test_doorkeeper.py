@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from d8mesh.config import Config
+from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import KeepMembers, Notice, UseView
-from d8mesh.core.broker.members_view import KeptMember, Knock, Membership, MembersView
+from d8mesh.core.broker.members_view import KeptMember, Membership, MembersView
+from d8mesh.core.broker.state import Policy
+from d8mesh.core.broker.store import Restored
 from d8mesh.core.protocol.membership import Verdict
 from d8mesh.edge.members_file import MEMBERS_NAME
 from d8mesh.edge.transport.keys import kept_pair
@@ -29,15 +32,24 @@ class Door:
         self.told: list[Notice] = []
         config = Config(data_dir=str(folder), **settings)  # type: ignore[arg-type]
         self.keeper = Doorkeeper(config, folder, self._wake, self.told.append)
+        policy, restored = Policy(broker_id="o", mesh="m"), Restored(1, b"s" * 32)
+        members = self.keeper.members
+        self.dispatcher = Dispatcher(policy, restored, lambda: 0.5, members=members)
 
     def _wake(self) -> None:
         self.woken += 1
+
+    def counted(self) -> dict[str, int]:
+        """Let the brain hear what happened; return what it has refused so far."""
+        if self.keeper.has_news:
+            self.keeper.tell(self.dispatcher, 1.0)
+        return self.dispatcher.state.metrics.rejected
 
 
 def test_whoever_is_let_in_is_no_news(tmp_path: Path) -> None:
     door = Door(tmp_path)
     assert door.keeper.admits("192.168.1.2", KEY) is Verdict.ADMITTED
-    assert (door.woken, list(door.keeper.knocks())) == (0, [])
+    assert (door.woken, door.keeper.has_news, door.counted()) == (0, False, {})
 
 
 def test_who_is_refused_is_told_to_the_brain_once(tmp_path: Path) -> None:
@@ -45,11 +57,17 @@ def test_who_is_refused_is_told_to_the_brain_once(tmp_path: Path) -> None:
     assert door.keeper.admits("192.168.1.2", KEY) is Verdict.WAITING
     assert door.keeper.admits("8.8.8.8", KEY) is Verdict.REFUSED
     assert door.woken == 2
-    assert list(door.keeper.knocks()) == [
-        Knock(KEY, "192.168.1.2", "access.pending"),
-        Knock(KEY, "8.8.8.8", "access.address"),
-    ]
-    assert list(door.keeper.knocks()) == []
+    for _ in range(2):
+        assert door.counted() == {"access.pending": 1, "access.address": 1}
+    assert set(door.keeper.members.waiting) == {KEY}
+
+
+def test_who_waits_is_called_as_it_is_announced(tmp_path: Path) -> None:
+    door = Door(tmp_path, join="approve")
+    door.keeper.heard(KEY, "pi")
+    door.keeper.admits("192.168.1.2", KEY)
+    door.counted()
+    assert door.keeper.members.waiting[KEY].name == "pi"
 
 
 def test_a_public_address_needs_the_mesh_key_and_leave(tmp_path: Path) -> None:
@@ -70,7 +88,8 @@ def test_keys_of_the_data_folder_are_let_in_those_made_later_too(
     later = kept_pair(tmp_path / "workers" / "1").public
     monkeypatch.setattr(OwnKeys, "all", lambda self: frozenset({before, later}))
     assert door.keeper.admits("127.0.0.1", later) is Verdict.ADMITTED
-    assert list(door.keeper.knocks()) == [Knock(later, "127.0.0.1", "", is_own=True)]
+    assert door.counted() == {}
+    assert later in door.keeper.members.own
 
 
 def test_another_view_is_decided_by_at_once(tmp_path: Path) -> None:

@@ -268,6 +268,10 @@ class Delivered(Frame, frozen=True, tag=26):
     keep_s: Seconds = 0.0
 
 
+#: What may be done with a member.
+MemberChange: TypeAlias = Literal["approve", "revoke", "forget"]
+
+
 class ChangeMembers(Frame, frozen=True, tag=27):
     """Let a key in, show one out, or forget one; answered by `Answer` with the same number.
 
@@ -276,7 +280,7 @@ class ChangeMembers(Frame, frozen=True, tag=27):
     """
 
     request: Count
-    action: Literal["approve", "revoke", "forget"]
+    action: MemberChange
     who: Name
 
 
