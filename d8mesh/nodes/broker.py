@@ -26,6 +26,7 @@ from d8mesh.config import BROKER_PORT_TRIES, PORTS_END, Config
 from d8mesh.core.broker.deferral import Deferral
 from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import (
+    Drop,
     Effect,
     Fault,
     KeepMembers,
@@ -160,6 +161,7 @@ class Broker:
                 keys=self._keys,
                 gate=self._door.admits,
                 is_taken=is_taken_unseen,
+                wake=self._waker.wake,
             )
         except BaseException:
             self._store.close()
@@ -285,6 +287,7 @@ class Broker:
         if self._held:
             self._settle()
         effects = self._take_in(received, now)
+        self._count_rejections()
         while self._questions.answers:
             effects += dispatcher.loaded(self._questions.answers.popleft())
         if now >= self._next_disk_check:
@@ -372,6 +375,8 @@ class Broker:
                 return self._dispatcher.kept(effect, self._door.keep(effect))
             case UseView():
                 self._door.use(effect)
+            case Drop(peer):
+                self._router.drop(peer)
             case Notice():
                 self._door.notify(effect)
         return []
@@ -422,6 +427,14 @@ class Broker:
             answer = Refused(0, error.code, str(error)[:1000])
             self._router.send(peer.routing_id, encode(answer))
         return self._dispatcher.malformed(peer, error.code, self._now)
+
+    def _count_rejections(self) -> None:
+        """Count the connections that were refused or cut off."""
+        rejections = self._router.rejections
+        while rejections:
+            code, address = rejections.popleft()
+            self._dispatcher.reject(code)
+            event(_log, logging.WARNING, "connection.refused", code=code, address=address)
 
     def _check_disk(self, now: float) -> None:
         self._next_disk_check = now + DISK_CHECK_S

@@ -22,7 +22,7 @@ Gate: TypeAlias = Callable[[str, bytes], Verdict]
 
 ZAP_DOMAIN: Final = b"d8"
 CURVE: Final = b"CURVE"
-_ENDPOINT: Final = "inproc://zeromq.zap.01"
+_ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 _TEXTS: Final = {
     Verdict.ADMITTED: b"OK",
     Verdict.WAITING: b"not admitted",
@@ -38,7 +38,7 @@ def guard(context: zmq.Context[zmq.Socket[bytes]], gate: Gate, *, mechanism: byt
     """
     asked = context.socket(zmq.REP)
     asked.linger = 0
-    asked.bind(_ENDPOINT)
+    asked.bind(_ZAP_ENDPOINT)
 
     def serve() -> None:
         with asked, contextlib.suppress(zmq.ContextTerminated):
