@@ -18,7 +18,7 @@ from d8mesh.errors import BrokerUnavailableError
 from d8mesh.program import command_name
 from d8mesh.words import escaped, tr
 
-COLUMNS: Final = ("standing", "name", "kind", "address", "fingerprint", "seen", "there")
+MEMBER_COLUMNS: Final = ("standing", "name", "kind", "address", "fingerprint", "seen", "there")
 #: How long ago in the unit that says it in a small number, the largest first.
 _UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -97,7 +97,7 @@ def listing_lines(body: Listed, now: float, columns: int | None) -> Iterator[str
     ]
     yield from wrapped(mode_text(body["mode"]), columns)
     if rows:
-        yield from lines_of([tr(name) for name in COLUMNS], rows, width=columns)
+        yield from lines_of([tr(name) for name in MEMBER_COLUMNS], rows, width=columns)
     else:
         yield tr("nobody has joined yet")
     waiting = [each for each in members if each["standing"] == "waiting"]

@@ -194,7 +194,7 @@ class _Launcher:
         """
         told = json.loads(line)
         if told["event"] == "notice":
-            self._console.noticed(told)
+            self.console.noticed(told)
             return
         self._port = told["port"]
         endpoint = f"tcp://127.0.0.1:{self._port}?key={told['server_key']}"
