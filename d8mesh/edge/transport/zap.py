@@ -23,7 +23,7 @@ Gate: TypeAlias = Callable[[str, bytes], Verdict]
 ZAP_DOMAIN: Final = b"d8"
 CURVE: Final = b"CURVE"
 _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
-_TEXTS: Final = {
+_STATUS_TEXTS: Final = {
     Verdict.ADMITTED: b"OK",
     Verdict.WAITING: b"not admitted",
     Verdict.REFUSED: b"refused",
@@ -58,4 +58,4 @@ def _answer(parts: list[bytes], gate: Gate, mechanism: bytes) -> list[bytes]:
         with contextlib.suppress(Exception):
             verdict = gate(address.decode("ascii", "replace").removeprefix("::ffff:"), key)
     user = key.hex().encode() if verdict is Verdict.ADMITTED else b""
-    return [version, request, verdict.value.encode(), _TEXTS[verdict], user, b""]
+    return [version, request, verdict.value.encode(), _STATUS_TEXTS[verdict], user, b""]
