@@ -86,7 +86,7 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     runner = batch_runner(config, mesh, catalogue)
     doors = [
         rest_door(mesh, waits, rejections),
-        tunnel_door(exchange, mesh, waits),
+        tunnel_door(exchange),
         *_llm_doors(config, mesh, chats, catalogue),
         batches_door(runner, openai_problem),
     ]

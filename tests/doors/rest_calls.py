@@ -44,7 +44,7 @@ class Rest:
         self.exchange = Exchange(endpoint)
         doors = [
             rest_door(self.client, self.waits, self.rejections),
-            tunnel_door(self.exchange, self.client, self.waits),
+            tunnel_door(self.exchange),
         ]
         self.application = Application(doors, Guard(), self.rejections)
 

@@ -162,7 +162,7 @@ async def all_routes(folder: Path) -> list[HttpRoute]:
     catalogue = ModelCatalogue(node, lists_cloud=False)
     doors = [
         rest_door(node, places, Rejections()),
-        tunnel_door(exchange, node, places),
+        tunnel_door(exchange),
         *llm_doors(config, node, Chats(node, catalogue, keeps_all=False), catalogue),
         batches_door(batch_runner(config, node, catalogue), openai_problem),
     ]

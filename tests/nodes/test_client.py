@@ -748,8 +748,7 @@ class Door:
 
     async def _begin(self) -> None:
         self.exchange = Exchange(f"tcp://127.0.0.1:{self.broker_port}")
-        mesh: Any = SimpleNamespace(is_connected=True)
-        tunnel = tunnel_door(self.exchange, mesh, Places(1))
+        tunnel = tunnel_door(self.exchange)
         health = HttpDoor(routes=[HttpRoute(rule="/health", call=self._health)])
         tunnel = replace(tunnel, before=self._count)
         application = Application([health, tunnel], Guard(), Rejections())

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from d8mesh.core.protocol.route import Route
 from d8mesh.edge.transport.sockets import DealerLink, SharedContext
-from d8mesh.edge.transport.tunnel import ExchangeLink
-
-Connection: TypeAlias = DealerLink | ExchangeLink
+from d8mesh.edge.transport.tunnel import Tunnel
+from d8mesh.errors import BrokerUnavailableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,21 +16,27 @@ class Connector:
     """Makes the links of one party.
 
     Args:
-        wake: called, from a thread of the link, when something has come in over HTTP.
+        wake: ends the wait of who takes links, when there is a new one. Thread: any.
         shared: whose ZeroMQ threads all links use; None: each has some of its own.
     """
 
     wake: Callable[[], None] = lambda: None
     shared: SharedContext | None = None
 
-    def connect(self, route: Route) -> Connection:
+    def connect(self, route: Route) -> DealerLink:
         """Return a new link; it connects by itself, and again when the connection breaks.
 
         Raises:
             BrokerUnavailableError: there is no such address, or no descriptor is left.
         """
-        return ExchangeLink(route.endpoint, self.wake) if route.is_http else self.dealer(route)
-
-    def dealer(self, route: Route) -> DealerLink:
-        """As `connect`, for a route of ZeroMQ."""
-        return DealerLink(route.endpoint, self.shared, route.server_key)
+        if not route.is_http:
+            return DealerLink(route.endpoint, self.shared, route.server_key)
+        try:
+            tunnel = Tunnel(route.endpoint)
+        except OSError as error:
+            raise BrokerUnavailableError(f"no port for {route.endpoint}: {error}") from error
+        try:
+            return DealerLink(tunnel.endpoint, self.shared, route.server_key, tunnel)
+        except BaseException:
+            tunnel.close()
+            raise

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import zmq
 
@@ -296,6 +296,13 @@ class SharedContext(zmq.Context[zmq.Socket[bytes]]):
     """Lets many `DealerLink` s of one process share ZeroMQ's own threads; `term` lets them go."""
 
 
+class Closes(Protocol):
+    """Something that is let go with what stands on it."""
+
+    def close(self) -> None:
+        """Let it go."""
+
+
 class DealerLink:
     """A DEALER connected to one address of a broker.
 
@@ -304,15 +311,21 @@ class DealerLink:
         shared: whose threads to use; None: some of its own.
         server_key: the broker's public key, 32 bytes: what is said is encrypted, and another
             broker cannot answer; None: neither.
+        tunnel: what leads from `endpoint` to the broker; it is closed with the link.
 
     When the connection breaks, it is made again to the same address. `is_cut` tells that it
     is broken; `is_renewed` that it was, and that the other side may know nothing of us.
     """
 
     def __init__(
-        self, endpoint: str, shared: SharedContext | None = None, server_key: bytes | None = None
+        self,
+        endpoint: str,
+        shared: SharedContext | None = None,
+        server_key: bytes | None = None,
+        tunnel: Closes | None = None,
     ) -> None:
         self.is_cut = self.is_renewed = False
+        self._tunnel = tunnel
         context = SharedContext() if shared is None else shared
         self._owned = context if shared is None else None
         with contextlib.ExitStack() as undo:
@@ -338,6 +351,11 @@ class DealerLink:
             undo.pop_all()
         self._send = _plain_send(self.socket)
         self._alone = [(self.socket, _READABLE)]
+
+    @property
+    def is_tunnelled(self) -> bool:
+        """True if it leads through the REST port."""
+        return self._tunnel is not None
 
     def send(self, frame: bytes) -> bool:
         """Send without waiting; False if the queue to the broker is full."""
@@ -399,6 +417,8 @@ class DealerLink:
         self.socket.close(LINGER_MS)
         if self._owned is not None:
             self._owned.term()
+        if self._tunnel is not None:
+            self._tunnel.close()
 
 
 def _guard(context: zmq.Context[zmq.Socket[bytes]], allows: Callable[[str], bool]) -> None:

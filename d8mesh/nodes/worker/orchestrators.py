@@ -15,7 +15,8 @@ from pathlib import Path
 from d8mesh.config import Config
 from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge import address_file
-from d8mesh.edge.transport.connector import Connection, Connector
+from d8mesh.edge.transport.connector import Connector
+from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import MAX_BROKERS, KnownBrokers, Search
 
@@ -41,7 +42,7 @@ class Orchestrators:
         wake: Callable[[], None],
     ) -> None:
         #: new links to take: their key, the link, where it leads
-        self.links: deque[tuple[str, Connection, Route]] = deque()
+        self.links: deque[tuple[str, DealerLink, Route]] = deque()
         #: broker id -> key of the link, where sessions stand; told by the I/O thread
         self.joined: dict[str, str] = {}
         self._config, self._connector, self._known = config, Connector(wake), KnownBrokers()
