@@ -48,8 +48,8 @@ BROKER_CONNECT_S: Final = 3.0
 IDLE_LOOK_S: Final = 5.0
 _LINK_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 #: Of all that a link can carry: 4 petabytes.
-_COUNT: Final = re.compile(r"[0-9]{1,16}", re.ASCII)
-_READ_BYTES: Final = 64 * 1024
+_PLACE_OR_TIME: Final = re.compile(r"[0-9]{1,16}", re.ASCII)
+TUNNEL_READ_BYTES: Final = 64 * 1024
 _log: Final = logging.getLogger("d8mesh.exchange")
 
 
@@ -66,7 +66,7 @@ class Exchange:
         self._broker = parts.hostname or "", parts.port or 0
         self._links: dict[str, Link] = {}
         #: what comes from the broker is read into it, and kept by the link in the same turn
-        self._buffer = bytearray(_READ_BYTES)
+        self._buffer = bytearray(TUNNEL_READ_BYTES)
         self._look = self._loop.call_later(IDLE_LOOK_S, self._close_idle)
 
     async def exchange(self, request: Request) -> Response:
@@ -293,7 +293,7 @@ def _count(request: Request, header: str) -> int | None:
     text = request.fields.get(header.lower())
     if text is None:
         return None
-    if not _COUNT.fullmatch(text):
+    if not _PLACE_OR_TIME.fullmatch(text):
         raise Refusal("http.bad_request", f"{header}: saw {text[:32]!r}, expected a number")
     return int(text)
 

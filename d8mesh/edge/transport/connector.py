@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from d8mesh.core.protocol.route import Route
+from d8mesh.edge.transport.keys import KeyPair
 from d8mesh.edge.transport.sockets import DealerLink, SharedContext
 from d8mesh.edge.transport.tunnel import Tunnel
 from d8mesh.errors import BrokerUnavailableError
+
+#: What is said of an address without a key.
+KEYLESS: Final = (
+    "the public key of the orchestrator there is not known. Give its http:// address instead, or "
+    "put ?key= and its key behind (the orchestrator's /health tells it as server_key)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,25 +26,35 @@ class Connector:
     Args:
         wake: ends the wait of who takes links, when there is a new one. Thread: any.
         shared: whose ZeroMQ threads all links use; None: each has some of its own.
+        keys: the party's key pair, by which an orchestrator knows it.
     """
 
     wake: Callable[[], None] = lambda: None
     shared: SharedContext | None = None
+    keys: KeyPair = field(kw_only=True)
 
     def connect(self, route: Route) -> DealerLink:
         """Return a new link; it connects by itself, and again when the connection breaks.
 
         Raises:
-            BrokerUnavailableError: there is no such address, or no descriptor is left.
+            BrokerUnavailableError: there is no such address, no descriptor is left, or the
+                public key of the orchestrator there is not known.
         """
+        if route.server_key is None:
+            raise BrokerUnavailableError(f"{route.endpoint}: {KEYLESS}")
         if not route.is_http:
-            return DealerLink(route.endpoint, self.shared, route.server_key)
+            return self._link(route.endpoint, route.server_key)
         try:
             tunnel = Tunnel(route.endpoint)
         except OSError as error:
             raise BrokerUnavailableError(f"no port for {route.endpoint}: {error}") from error
         try:
-            return DealerLink(tunnel.endpoint, self.shared, route.server_key, tunnel)
+            return self._link(tunnel.endpoint, route.server_key, tunnel)
         except BaseException:
             tunnel.close()
             raise
+
+    def _link(self, endpoint: str, server_key: bytes, tunnel: Tunnel | None = None) -> DealerLink:
+        return DealerLink(
+            endpoint, self.shared, server_key=server_key, keys=self.keys, tunnel=tunnel
+        )

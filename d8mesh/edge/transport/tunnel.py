@@ -37,21 +37,21 @@ FROM_HEADER: Final = "X-D8-From"
 WAIT_HEADER: Final = "X-D8-Wait"
 EXCHANGE_PATH: Final = "/api/mesh/exchange"
 #: How long the other side may hold a poll open with nothing to say.
-POLL_S: Final = 20
+TUNNEL_POLL_S: Final = 20
 #: Bytes of one request and of one answer: more would be memory of the other side, not speed.
 MAX_TUNNEL_BYTES: Final = 256 * 1024
 #: How long a connection, and an answer beside the poll's own time, may take.
-ANSWER_S: Final = 10.0
+TUNNEL_ANSWER_S: Final = 10.0
 #: The pause after a failed request; after so long without a good one the connection is given up.
-PAUSE_S: Final = 0.5
+TUNNEL_PAUSE_S: Final = 0.5
 GIVE_UP_S: Final = 10.0
 #: Pauses before the next connection where the one before never reached the broker, growing.
-MAX_PAUSE_S: Final = 5.0
+MAX_TUNNEL_PAUSE_S: Final = 5.0
 #: How long closing waits for the last bytes to be taken.
 LAST_BYTES_S: Final = 0.3
 #: Answers that do not mean that the link is unknown there, or refused.
-_AGAIN: Final = frozenset({0, 408, 425, 429, 500, 502, 503, 504})
-_FAILED: Final = (OSError, http.client.HTTPException, ValueError)
+_TRY_AGAIN: Final = frozenset({0, 408, 425, 429, 500, 502, 503, 504})
+_NO_ANSWER: Final = (OSError, http.client.HTTPException, ValueError)
 _log: Final = logging.getLogger("d8mesh.exchange")
 
 
@@ -85,13 +85,13 @@ class Tunnel:
         self._thread.join(LAST_BYTES_S)
 
     def _serve(self) -> None:
-        pause_s = PAUSE_S
+        pause_s = TUNNEL_PAUSE_S
         with self._listener:
             while True:
                 try:
                     near, _ = self._listener.accept()
                 except OSError:  # no descriptor is left
-                    if self._closing.wait(PAUSE_S):
+                    if self._closing.wait(TUNNEL_PAUSE_S):
                         return
                     continue
                 with near:
@@ -101,7 +101,7 @@ class Tunnel:
                     if self._closing.is_set():
                         pipe.finish()
                     pipe.carry()
-                pause_s = PAUSE_S if pipe.is_open else min(MAX_PAUSE_S, pause_s * 2)
+                pause_s = TUNNEL_PAUSE_S if pipe.is_open else min(MAX_TUNNEL_PAUSE_S, pause_s * 2)
                 if not pipe.is_open:
                     self._closing.wait(pause_s)
 
@@ -133,20 +133,20 @@ class _Pipe:
         buffer = memoryview(bytearray(MAX_TUNNEL_BYTES))
         polling = threading.Thread(target=self._poll, name="exchange", daemon=True)
         at = 0
-        with contextlib.suppress(*_FAILED):
+        with contextlib.suppress(*_NO_ANSWER):
             while (count := self._near.recv_into(buffer)) and self._send(at, bytes(buffer[:count])):
                 at += count
                 if not self.is_open:
                     self.is_open = True
                     polling.start()
         if self.is_open and not self._over.is_set():
-            with contextlib.suppress(*_FAILED):
+            with contextlib.suppress(*_NO_ANSWER):
                 self._sender.ask({AT_HEADER: at, END_HEADER: 1}, b"")
         self._end()
         self._sender.close()
         if self.is_open:
             self._poller.cut()
-            polling.join(ANSWER_S)
+            polling.join(TUNNEL_ANSWER_S)
 
     def _send(self, at: int, body: bytes) -> bool:
         """Return whether the other side has taken these bytes."""
@@ -156,24 +156,24 @@ class _Pipe:
             if status == HTTPStatus.OK:
                 return True
             is_late = time.monotonic() >= until or self._finishing.is_set()
-            if status not in _AGAIN or is_late:
+            if status not in _TRY_AGAIN or is_late:
                 self._tell(status, content)
                 return False
-            self._over.wait(PAUSE_S)
+            self._over.wait(TUNNEL_PAUSE_S)
         return False
 
     def _poll(self) -> None:
         got, until = 0, time.monotonic() + GIVE_UP_S
         with contextlib.suppress(OSError):  # the link has closed
             while not self._over.is_set() and not self._finishing.is_set():
-                wanted = {FROM_HEADER: got, WAIT_HEADER: POLL_S}
+                wanted = {FROM_HEADER: got, WAIT_HEADER: TUNNEL_POLL_S}
                 status, content = _tried(self._poller, wanted, b"")
                 if status == HTTPStatus.OK:
                     self._near.sendall(content)
                     got += len(content)
                     until = time.monotonic() + GIVE_UP_S
-                elif status in _AGAIN and time.monotonic() < until:
-                    self._over.wait(PAUSE_S)
+                elif status in _TRY_AGAIN and time.monotonic() < until:
+                    self._over.wait(TUNNEL_PAUSE_S)
                 else:
                     break
         self._poller.close()
@@ -217,7 +217,7 @@ class _Line:
         connection = self._connection or self._connected()
         is_kept = False
         try:
-            connection.settimeout(ANSWER_S + fields.get(WAIT_HEADER, 0))
+            connection.settimeout(TUNNEL_ANSWER_S + fields.get(WAIT_HEADER, 0))
             told = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
             rest = f"{told}Content-Length: {len(body)}\r\n\r\n".encode("ascii")
             connection.sendall(self._head + rest + body)
@@ -248,7 +248,7 @@ class _Line:
     def _connected(self) -> socket.socket:
         host, is_safe = self._parts.hostname or "", self._parts.scheme == "https"
         port = self._parts.port or (443 if is_safe else 80)
-        self._connection = socket.create_connection((host, port), timeout=ANSWER_S)
+        self._connection = socket.create_connection((host, port), timeout=TUNNEL_ANSWER_S)
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if is_safe:
             context = ssl.create_default_context()
@@ -262,5 +262,5 @@ def _tried(line: _Line, fields: dict[str, int], body: bytes) -> tuple[int, bytes
     """Ask; 0 is the status of no answer."""
     try:
         return line.ask(fields, body)
-    except _FAILED:
+    except _NO_ANSWER:
         return 0, b""
