@@ -79,11 +79,7 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     mesh = AsyncNode(config, endpoint=broker, url=None)
     mesh.runner.stream_buffer.keep_s = KEPT_S
     mesh.hear_together()  # launcher, broker and this process are of one version
-    waits, rejections, exchange = (
-        Places(MAX_WAITS),
-        Rejections(),
-        Exchange(broker),
-    )
+    waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
     catalogue = ModelCatalogue(mesh, lists_cloud=config.cloud != "never")
     chats = Chats(mesh, catalogue, keeps_all=config.keep_chats)

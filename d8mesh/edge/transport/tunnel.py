@@ -50,8 +50,8 @@ MAX_TUNNEL_PAUSE_S: Final = 5.0
 #: How long closing waits for the last bytes to be taken.
 LAST_BYTES_S: Final = 0.3
 #: Answers that do not mean that the link is unknown there, or refused.
-_TRY_AGAIN: Final = frozenset({0, 408, 425, 429, 500, 502, 503, 504})
-_NO_ANSWER: Final = (OSError, http.client.HTTPException, ValueError)
+_PASSING: Final = frozenset({0, 408, 425, 429, 500, 502, 503, 504})
+_UNANSWERED: Final = (OSError, http.client.HTTPException, ValueError)
 _log: Final = logging.getLogger("d8mesh.exchange")
 
 
@@ -133,14 +133,14 @@ class _Pipe:
         buffer = memoryview(bytearray(MAX_TUNNEL_BYTES))
         polling = threading.Thread(target=self._poll, name="exchange", daemon=True)
         at = 0
-        with contextlib.suppress(*_NO_ANSWER):
+        with contextlib.suppress(*_UNANSWERED):
             while (count := self._near.recv_into(buffer)) and self._send(at, bytes(buffer[:count])):
                 at += count
                 if not self.is_open:
                     self.is_open = True
                     polling.start()
         if self.is_open and not self._over.is_set():
-            with contextlib.suppress(*_NO_ANSWER):
+            with contextlib.suppress(*_UNANSWERED):
                 self._sender.ask({AT_HEADER: at, END_HEADER: 1}, b"")
         self._end()
         self._sender.close()
@@ -156,7 +156,7 @@ class _Pipe:
             if status == HTTPStatus.OK:
                 return True
             is_late = time.monotonic() >= until or self._finishing.is_set()
-            if status not in _TRY_AGAIN or is_late:
+            if status not in _PASSING or is_late:
                 self._tell(status, content)
                 return False
             self._over.wait(TUNNEL_PAUSE_S)
@@ -172,7 +172,7 @@ class _Pipe:
                     self._near.sendall(content)
                     got += len(content)
                     until = time.monotonic() + GIVE_UP_S
-                elif status in _TRY_AGAIN and time.monotonic() < until:
+                elif status in _PASSING and time.monotonic() < until:
                     self._over.wait(TUNNEL_PAUSE_S)
                 else:
                     break
@@ -262,5 +262,5 @@ def _tried(line: _Line, fields: dict[str, int], body: bytes) -> tuple[int, bytes
     """Ask; 0 is the status of no answer."""
     try:
         return line.ask(fields, body)
-    except _NO_ANSWER:
+    except _UNANSWERED:
         return 0, b""
