@@ -85,7 +85,8 @@ class TlsConnection(asyncio.BufferedProtocol):
                 self._tls.do_handshake()
                 transport.secured()
             while not (transport.is_paused or transport.is_ending):
-                count = self._tls.read(len(self._buffer), self._buffer)
+                # typeshed has it return bytes; with a buffer it is how many
+                count: int = self._tls.read(len(self._buffer), self._buffer)  # type: ignore[assignment]
                 if not count:
                     raise ssl.SSLZeroReturnError
                 self._above.buffer_updated(count)
