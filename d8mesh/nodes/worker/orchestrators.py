@@ -16,8 +16,10 @@ from pathlib import Path
 from d8mesh.config import Config
 from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge import address_file
-from d8mesh.edge.transport.connector import Connection, Connector
+from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.keys import KeyPair
+from d8mesh.edge.transport.sockets import DealerLink
+from d8mesh.nodes.credentials import web_access
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import MAX_BROKERS, KnownBrokers, Search
 
@@ -45,10 +47,14 @@ class Orchestrators:
         wake: Callable[[], None],
     ) -> None:
         #: new links to take: their key, the link, where it leads
-        self.links: deque[tuple[str, Connection, Route]] = deque()
+        self.links: deque[tuple[str, DealerLink, Route]] = deque()
         #: broker id -> key of the link, where sessions stand; told by the I/O thread
         self.joined: dict[str, str] = {}
-        self._config, self._connector = config, Connector(wake, keys=keys)
+        self._config = config
+        self._connector = Connector(wake, keys=keys, access=web_access(config))
+            config,
+            Connector(wake, keys=keys, access=web_access(config)),
+        )
         self._known = KnownBrokers()
         self._reconnectors: dict[str, Reconnector] = {}
         #: where a link was one too many -> the broker id that answered there
