@@ -162,9 +162,11 @@ class _Launcher:
     def _ready(self, line: str) -> None:
         """The broker is up: tell the REST process where, starting it anew if that changed."""
         told = json.loads(line)
-        if told["port"] != self._port:
-            self._port = told["port"]
-            self._web.arguments = ["_web", "--broker", f"tcp://127.0.0.1:{self._port}"]
+        self._port = told["port"]
+        endpoint = f"tcp://127.0.0.1:{self._port}?key={told['server_key']}"
+        arguments = ["_web", "--broker", endpoint]
+        if arguments != self._web.arguments:
+            self._web.arguments = arguments
             if self._web.process is not None:
                 self._web.is_replaced = True
                 ask_to_end(self._web.process)
