@@ -10,13 +10,14 @@ from d8mesh.config import Config
 from d8mesh.core.protocol.membership import announced_proof, fingerprint
 from d8mesh.core.protocol.pinning import Pin
 from d8mesh.core.protocol.route import KnownBroker
+from d8mesh.edge import address_file
 from d8mesh.edge.pins import PinFile
 from d8mesh.errors import ConfigError
 from d8mesh.nodes.reconnector import trust as trusting
 from d8mesh.nodes.reconnector.trust import MAX_STRANGE, OrchestratorTrust
 from d8mesh.program import command_name
 
-A, B = b"a" * 32, b"b" * 32
+A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
 SECRET = b"s" * 32
 
 
@@ -75,11 +76,14 @@ def test_with_a_mesh_key_an_orchestrator_that_was_installed_anew_is_back_by_itse
 def test_the_orchestrator_of_the_own_folder_and_a_given_key_are_trusted(tmp_path: Path) -> None:
     trust = trust_in(tmp_path)
     trust.welcomed(A, "orch")
-    assert trust.may_contact(who(B), is_own=True)
     assert not trust.may_contact(who(B))
-    trust.give(B)
-    assert trust.may_contact(who(B))
-    assert not trust.may_contact(who(None), is_own=True)
+    (tmp_path / address_file.FOLDER).mkdir()
+    address_file.write(tmp_path / address_file.FOLDER, who(B), "m")
+    assert trust.may_contact(who(B, "as mDNS tells of it"))
+    assert not trust.may_contact(who(C))
+    trust.give(C)
+    assert trust.may_contact(who(C))
+    assert not trust.may_contact(who(None))
     assert "older version" in trust.strangers[0]
 
 

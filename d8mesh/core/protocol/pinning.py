@@ -23,6 +23,8 @@ from d8mesh.errors import ConfigError
 MAX_PINS: Final = 64
 #: How long the first orchestrator that was heard has to answer before another is tried.
 FIRST_CONTACT_S: Final = 10.0
+#: How many wait for their turn; more are not of one mesh.
+MAX_WAITING_KEYS: Final = 16
 _FINGERPRINT: Final = re.compile(r"[a-z2-7]{4}(-?[a-z2-7]{4}){3}", re.ASCII)
 _KEY: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _GROUP: Final = 4
@@ -97,14 +99,17 @@ class FirstContact:
 
     def __init__(self) -> None:
         self._key, self._until = b"", 0.0
+        #: who asked while it was another's turn, in order
+        self._waiting: dict[bytes, None] = {}
 
     def may(self, key: bytes, now: float) -> bool:
-        """Return whether it is this one's turn; it has `FIRST_CONTACT_S` from then on."""
-        if key != self._key and now < self._until:
-            return False
-        if key != self._key or now >= self._until:
-            self._key, self._until = key, now + FIRST_CONTACT_S
-        return True
+        """Return whether it is this one's turn; a turn lasts `FIRST_CONTACT_S`."""
+        if now >= self._until:
+            self._key, self._until = next(iter(self._waiting), key), now + FIRST_CONTACT_S
+            self._waiting.pop(self._key, None)
+        if key != self._key and len(self._waiting) < MAX_WAITING_KEYS:
+            self._waiting[key] = None
+        return key == self._key
 
     def failed(self, key: bytes) -> None:
         """Nobody answers there: it is the next one's turn."""

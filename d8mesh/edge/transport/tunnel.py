@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from d8mesh.core.protocol.codec import encode
+from d8mesh.core.protocol.membership import Verdict
 from d8mesh.core.protocol.messages import Rehello
 
 CONTENT_TYPE: Final = "application/x-d8-frames"
@@ -57,7 +58,8 @@ class ExchangeLink:
     """
 
     #: as of a `DealerLink`: here each request has a connection of its own
-    is_cut = is_renewed = False
+    is_cut = is_renewed = is_refused = False
+    verdict: Verdict | None = None
     #: nobody has proven a key: what is behind the REST port has one, but it is not the far end
     server_key: bytes | None = None
 

@@ -12,6 +12,7 @@ from d8mesh.config import Config
 from d8mesh.core.protocol.membership import fingerprint
 from d8mesh.core.protocol.pinning import FirstContact, Pin, Trust, trust_in, with_pin
 from d8mesh.core.protocol.route import KnownBroker
+from d8mesh.edge import address_file
 from d8mesh.edge.logs import event
 from d8mesh.edge.pins import PinFile
 from d8mesh.errors import ConfigError
@@ -62,16 +63,13 @@ class OrchestratorTrust:
         """Trust the key that a person has given."""
         self._given.add(key)
 
-    def may_contact(
-        self, broker: KnownBroker, *, is_own: bool = False, is_heard: bool = True
-    ) -> bool:
+    def may_contact(self, broker: KnownBroker, *, is_heard: bool = True) -> bool:
         """Return whether anything may be sent to who is said to be there.
 
         Args:
-            is_own: it wrote this down in our own data folder.
             is_heard: it is there now, so that people are told if it is passed over.
         """
-        trust = self._trust_in(broker, is_own=is_own)
+        trust = self._trust_in(broker)
         key = broker.server_key or b""
         if not trust.is_open:
             if is_heard:
@@ -83,15 +81,17 @@ class OrchestratorTrust:
                 return self._first.may(key, time.monotonic())
         return True
 
-    def unreachable(self, key: bytes) -> None:
+    def unreachable(self, key: bytes | None) -> None:
         """Nobody answers there: another one may be tried at once."""
-        with self._lock:
-            self._first.failed(key)
+        if key is not None:
+            with self._lock:
+                self._first.failed(key)
 
-    def answered(self, key: bytes) -> None:
+    def answered(self, key: bytes | None) -> None:
         """It has shown that the key is its own, but lets us wait."""
-        with self._lock:
-            self._first.answered(key, time.monotonic())
+        if key is not None:
+            with self._lock:
+                self._first.answered(key, time.monotonic())
 
     def welcomed(self, key: bytes | None, broker_id: str) -> None:
         """It has answered as an orchestrator of our mesh does: its key is trusted from now on."""
@@ -109,6 +109,19 @@ class OrchestratorTrust:
             event(_log, logging.WARNING, "pin.unkept", why=str(error))
 
     @property
+    def only_key(self) -> bytes | None:
+        """The key of the mesh's only orchestrator that is known; with a mesh key none is enough."""
+        pins = [] if self._secret is not None else self._pins()
+        return pins[0].key if len(pins) == 1 else None
+
+    def why_not(self, broker: KnownBroker) -> str:
+        """Return why who is said to be there is not contacted."""
+        trust = self._trust_in(broker)
+        if trust.is_open:
+            return "another orchestrator of this mesh is tried first"
+        return self._sentence(broker, trust)
+
+    @property
     def strangers(self) -> list[str]:
         """Who is passed over and why, a sentence each."""
         now = time.monotonic()
@@ -118,9 +131,14 @@ class OrchestratorTrust:
 
     # ------------------------------------------------------------------------ helpers
 
-    def _trust_in(self, broker: KnownBroker, *, is_own: bool) -> Trust:
-        is_given = broker.server_key in self._given
-        return trust_in(broker, self._pins(), secret=self._secret, is_own=is_own or is_given)
+    def _trust_in(self, broker: KnownBroker) -> Trust:
+        key, pins = broker.server_key, self._pins()
+        trust = trust_in(broker, pins, secret=self._secret)
+        if trust in (Trust.PINNED, Trust.PROVEN) or key is None:
+            return trust
+        written = address_file.read(Path(self._config.data_dir), self._config.mesh)
+        is_own = key in self._given or (written is not None and written.server_key == key)
+        return trust_in(broker, pins, secret=self._secret, is_own=is_own)
 
     def _pins(self) -> tuple[Pin, ...]:
         """Return what is pinned now; should the file become unreadable, what it said before."""

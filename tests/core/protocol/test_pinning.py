@@ -8,6 +8,7 @@ from d8mesh.core.protocol.membership import announced_proof, fingerprint
 from d8mesh.core.protocol.pinning import (
     FIRST_CONTACT_S,
     MAX_PINS,
+    MAX_WAITING_KEYS,
     FirstContact,
     Pin,
     Trust,
@@ -72,8 +73,18 @@ def test_of_two_strangers_one_has_its_turn_and_the_other_when_that_says_nothing(
     assert first.may(A, 0.0)
     assert not first.may(B, 1.0)
     assert first.may(A, FIRST_CONTACT_S - 1)
+    assert not first.may(A, FIRST_CONTACT_S), "the other one has waited"
     assert first.may(B, FIRST_CONTACT_S)
-    assert not first.may(A, FIRST_CONTACT_S + 1)
+    assert first.may(A, 2 * FIRST_CONTACT_S)
+    assert not first.may(B, 2 * FIRST_CONTACT_S)
+
+
+def test_who_is_alone_keeps_being_tried_and_few_wait() -> None:
+    first = FirstContact()
+    assert all(first.may(A, at) for at in (0.0, FIRST_CONTACT_S, 5 * FIRST_CONTACT_S))
+    for n in range(1000):
+        first.may(n.to_bytes(32), 5 * FIRST_CONTACT_S)
+    assert len(first._waiting) == MAX_WAITING_KEYS
 
 
 def test_where_nobody_answers_the_next_has_its_turn_at_once() -> None:
