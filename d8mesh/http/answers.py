@@ -80,6 +80,14 @@ class Refusal(Exception):
         self.code, self.headers = code, headers
 
 
+class ToldProblem(msgspec.Struct):
+    """What `problem` tells: a text, a code, and of a forgotten task since when it is."""
+
+    error: str
+    code: str
+    pruned_at: float | msgspec.UnsetType = msgspec.UNSET
+
+
 class PushedBody(Protocol):
     """A body that is written by calls as it comes: no coroutine wakes up for a part."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -11,8 +11,9 @@ from werkzeug.datastructures import Headers
 from werkzeug.sansio.request import Request as SansIoRequest
 
 from d8mesh.errors import D8Error
-from d8mesh.http.answers import JSON, Refusal, Response, problem
+from d8mesh.http.answers import JSON, Refusal, Response, ToldProblem, problem
 from d8mesh.http.asgi import Scope, fields_of
+from d8mesh.http.described import AboutCall, AboutCalls
 from d8mesh.http.origins import no_origin
 
 #: Largest body where no data or results travel.
@@ -77,6 +78,7 @@ class HttpRoute:
     ends_with_caller: the call is cancelled when its caller leaves, as that of a GET always is;
         else it runs to its end.
     is_for_programs: a GET that changes something: not for browsers.
+    described: what it takes and answers ; None: nobody says.
     """
 
     rule: str
@@ -91,6 +93,7 @@ class HttpRoute:
     is_light: bool = False
     ends_with_caller: bool = False
     is_for_programs: bool = False
+    described: AboutCall | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,6 +104,7 @@ class Door:
     prefixes: paths whose errors are told in this door's form also where there is no such route,
         each with all that is below it; the longest that fits counts.
     origins: whether pages of this origin may use the door, beside our own.
+    problem_kind: the type of the bodies that `problem` makes.
     """
 
     routes: Sequence[HttpRoute]
@@ -108,3 +112,14 @@ class Door:
     before: Callable[[Request], Awaitable[None]] | None = None
     prefixes: Sequence[str] = ()
     origins: Callable[[str], bool] = no_origin
+    problem_kind: type = ToldProblem
+
+
+def called(route: HttpRoute) -> str:
+    """Return what a route is called in `AboutCalls`."""
+    return f"{route.method} {route.rule}"
+
+
+def with_descriptions(routes: Iterable[HttpRoute], told: AboutCalls) -> list[HttpRoute]:
+    """Return the routes, each with what is said of it."""
+    return [replace(route, described=told.get(called(route))) for route in routes]

@@ -25,10 +25,12 @@ from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
 from d8mesh.doors.anthropic.door import anthropic_door
 from d8mesh.doors.anthropic.listing import AnthropicModels
+from d8mesh.doors.api_document import document_door
 from d8mesh.doors.batches.door import batch_runner, batches_door
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.ollama.routes import ollama_door
+from d8mesh.doors.openai.described import OpenAiProblem
 from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.doors.openai.routes import openai_door
 from d8mesh.doors.rest.api import rest_door
@@ -47,6 +49,7 @@ from d8mesh.http.server import MAX_CONNECTIONS, Server
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.credentials import client_keys
 from d8mesh.processes.parent import end_when_told
+from d8mesh.processes.takeover import web_presence
 
 #: Partial output of a task submitted with ``"listen": true`` is kept so long after its end.
 KEPT_S: Final = 600.0
@@ -71,8 +74,12 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
     logs.setup("web", level=config.log_level, folder=folder, to_stderr=False)
     refuse_public(config)
     _raise_descriptor_limit()
-    bound = bind_patiently(config.web_host, config.web_port)
-    return asyncio.run(_serve(config, broker, bound))
+    presence = web_presence(Path(config.data_dir) / "orchestrator")
+    try:
+        bound = bind_patiently(config.web_host, config.web_port)
+        return asyncio.run(_serve(config, broker, bound))
+    finally:
+        presence.leave()
 
 
 async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
@@ -93,8 +100,9 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
         rest_door(mesh, waits, rejections),
         tunnel_door(exchange, mesh, waits),
         *_llm_doors(config, mesh, chats, catalogue),
-        batches_door(runner, openai_problem),
+        batches_door(runner, openai_problem, OpenAiProblem),
     ]
+    doors.append(document_door(doors))
     application = Application(doors, guard, rejections)
     server = Server(application, [bound], guard.admits, rejections, application.refused)
     alive = mesh.loop.create_task(_until_dead(mesh))

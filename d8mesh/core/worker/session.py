@@ -410,7 +410,7 @@ class WorkerSession:
                 if broker.unacknowledged:
                     broker.take_back_unacknowledged(now - RESEND_S)
                 effects += self._flush(broker, now)
-                if now >= broker.next_heartbeat:
+                if now >= broker.next_heartbeat or (self.flow.is_disk_bad and broker.window):
                     effects.append(self._heartbeat(broker, now))
         return effects
 

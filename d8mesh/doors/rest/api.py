@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 from d8mesh.doors.rest import schemas
+from d8mesh.doors.rest.described import REST_CALLS
 from d8mesh.doors.rest.schemas import NamedReport, Report, WorkerId, body_of, report_of
 from d8mesh.doors.rest.streams import StreamCalls
 from d8mesh.doors.rest.tasks import BROKER_ASK_S, TaskCalls
@@ -19,7 +20,7 @@ from d8mesh.doors.waiting import Places, require_broker
 from d8mesh.errors import D8Error, NodeClosedError
 from d8mesh.http.answers import Response, answer
 from d8mesh.http.guard import Rejections
-from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request
+from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request, with_descriptions
 from d8mesh.nodes.client.aio.node import AsyncNode
 
 #: How long `/health` waits for the broker before it says so.
@@ -60,7 +61,9 @@ def rest_door(mesh: AsyncNode, waits: Places, rejections: Rejections) -> Door:
         post("/api/workers/<worker_id>/unregister", workers.unregister, schemas.object_of),
         get("/api/workers/<worker_id>/tasks", workers.poll, is_for_programs=True),
     )
-    return Door(routes=routes, before=lambda _: require_broker(mesh, waits))
+    return Door(
+        routes=with_descriptions(routes, REST_CALLS), before=lambda _: require_broker(mesh, waits)
+    )
 
 
 async def _answer_of(mesh: AsyncNode, what: str, request: Request) -> Response:
