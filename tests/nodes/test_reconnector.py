@@ -17,9 +17,8 @@ from d8mesh.config import Config
 from d8mesh.core.protocol.membership import fingerprint
 from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge import address_file
-from d8mesh.edge.transport.connector import Connection, Connector
+from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import DealerLink
-from d8mesh.edge.transport.tunnel import ExchangeLink
 from d8mesh.errors import ConfigError
 from d8mesh.nodes.reconnector import reconnector
 from d8mesh.nodes.reconnector import search as searching
@@ -70,7 +69,7 @@ class Made:
     """What a reconnector has made, and how often it woke who takes it."""
 
     def __init__(self, search: Search) -> None:
-        self.links: deque[tuple[str, Connection, Route]] = deque()
+        self.links: deque[tuple[str, DealerLink, Route]] = deque()
         self.wakes = 0
         connector = Connector(self._wake, keys=PEER)
         self.reconnector = Reconnector(search, connector, links=self.links, key="k")
@@ -78,7 +77,7 @@ class Made:
     def _wake(self) -> None:
         self.wakes += 1
 
-    def next(self) -> tuple[Connection, Route]:
+    def next(self) -> tuple[DealerLink, Route]:
         until(lambda: self.links)
         key, link, route = self.links.popleft()
         assert key == "k"
@@ -255,7 +254,7 @@ def test_a_link_is_made_told_and_made_again(tmp_path: Path, listener: socket.soc
     search = Search(config_in(tmp_path), given=endpoint_of(port_of(listener)))
     with reconnecting(search) as made:
         link, route = made.next()
-        assert isinstance(link, DealerLink)
+        assert not link.is_tunnelled
         assert made.reconnector.route == route == route_to(port_of(listener))
         until(lambda: made.wakes == 1)
         made.reconnector.again()
@@ -283,10 +282,10 @@ def test_zeromq_is_taken_as_soon_as_its_port_opens(
     search.known.add(on_loopback(port, health[1]))
     with reconnecting(search) as made:
         link, route = made.next()
-        assert isinstance(link, ExchangeLink)
+        assert link.is_tunnelled
         assert route.is_http
         with socket.create_server(("127.0.0.1", port)):
-            assert isinstance(made.next()[0], DealerLink)
+            assert not made.next()[0].is_tunnelled
         assert made.wakes == 2, "while only HTTP works that link stays"
 
 
@@ -315,10 +314,10 @@ def test_http_is_not_taken_at_once_where_zeromq_worked(
         until(lambda: len([each for each in tries if each and each.is_http]) >= 2)
         assert not made.links
         with socket.create_server(("127.0.0.1", port)):
-            assert isinstance(made.next()[0], DealerLink)
+            assert not made.next()[0].is_tunnelled
         monkeypatch.setattr(reconnector, "DOWNGRADE_S", 0.0)
         made.reconnector.again()
-        assert isinstance(made.next()[0], ExchangeLink)
+        assert made.next()[0].is_tunnelled
 
 
 def test_who_is_doubted_and_accepts_keeps_the_link(tmp_path: Path, listener: socket.socket) -> None:
@@ -339,7 +338,7 @@ def test_what_was_not_taken_is_closed(tmp_path: Path, listener: socket.socket) -
     with reconnecting(search) as made:
         until(lambda: made.links)
         link = made.links[0][1]
-        assert isinstance(link, DealerLink)
+        assert not link.is_tunnelled
     assert link.socket.closed
     assert not made.links
 

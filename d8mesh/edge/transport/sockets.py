@@ -14,7 +14,7 @@ import errno
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import zmq
 
@@ -306,6 +306,13 @@ class SharedContext(zmq.Context[zmq.Socket[bytes]]):
     """Lets many `DealerLink` s of one process share ZeroMQ's own threads; `term` lets them go."""
 
 
+class Closes(Protocol):
+    """Something that is let go with what stands on it."""
+
+    def close(self) -> None:
+        """Let it go."""
+
+
 class DealerLink:
     """A DEALER connected to one address of a broker.
 
@@ -316,6 +323,7 @@ class DealerLink:
             nobody else can answer.
         keys: the key pair of this node, by which the broker knows it; None: as for
             `RouterEndpoint`, and `server_key` too.
+        tunnel: what leads from `endpoint` to the broker; it is closed with the link.
 
     When the connection breaks, it is made again to the same address. `is_cut` tells that it
     is broken; `is_renewed` that it was, and that the other side may know nothing of us. Once it
@@ -329,6 +337,7 @@ class DealerLink:
         *,
         server_key: bytes | None,
         keys: KeyPair | None,
+        tunnel: Closes | None = None,
     ) -> None:
         #: of who is at the other end
         self.server_key = server_key
@@ -336,6 +345,7 @@ class DealerLink:
         #: what the broker said of our key instead of letting us in
         self.verdict: Verdict | None = None
         self._failures = 0  #: handshakes that have failed since one succeeded
+        self._tunnel = tunnel
         context = SharedContext() if shared is None else shared
         self._owned = context if shared is None else None
         with contextlib.ExitStack() as undo:
@@ -362,6 +372,11 @@ class DealerLink:
             undo.pop_all()
         self._send = _plain_send(self.socket)
         self._alone = [(self.socket, _READABLE)]
+
+    @property
+    def is_tunnelled(self) -> bool:
+        """True if it leads through the REST port."""
+        return self._tunnel is not None
 
     def send(self, frame: bytes) -> bool:
         """Send without waiting; False if the queue to the broker is full."""
@@ -437,6 +452,8 @@ class DealerLink:
         self.socket.close(LINGER_MS)
         if self._owned is not None:
             self._owned.term()
+        if self._tunnel is not None:
+            self._tunnel.close()
 
 
 def _told_of(part: zmq.Frame, what: str) -> str:

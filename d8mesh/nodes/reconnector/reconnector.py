@@ -12,7 +12,8 @@ from typing import Final
 from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import first_reachable
-from d8mesh.edge.transport.connector import Connection, Connector
+from d8mesh.edge.transport.connector import Connector
+from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.edge.waits import join
 from d8mesh.errors import (
     BrokerUnavailableError,
@@ -63,14 +64,14 @@ class Reconnector:
         search: Search,
         connector: Connector,
         *,
-        links: deque[tuple[str, Connection, Route]] | None = None,
+        links: deque[tuple[str, DealerLink, Route]] | None = None,
         key: str = "",
     ) -> None:
         self.search = search
         #: where the last link leads; None: there was none
         self.route: Route | None = None
         self._connector, self._key = connector, key
-        self._links = deque[tuple[str, Connection, Route]]() if links is None else links
+        self._links = deque[tuple[str, DealerLink, Route]]() if links is None else links
         self._wanted, self._lost, self._stop = (threading.Event() for _ in range(3))
         self._pause_s = self._lost_at = 0.0
         self._is_doubted = False
@@ -89,7 +90,7 @@ class Reconnector:
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
-    def take(self) -> Connection | None:
+    def take(self) -> DealerLink | None:
         """Return a new link, if one has been made."""
         return self._links.popleft()[1] if self._links else None
 
@@ -99,7 +100,7 @@ class Reconnector:
         self.search.disprove()
         self._want()
 
-    def refused(self, link: Connection) -> ForbiddenError:
+    def refused(self, link: DealerLink) -> ForbiddenError:
         """The last link does not get in: make another after a pause; return why."""
         assert self.route is not None
         route, before = self.route, self._refusal

@@ -16,8 +16,9 @@ from pathlib import Path
 from d8mesh.config import Config
 from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge import address_file
-from d8mesh.edge.transport.connector import Connection, Connector
+from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.keys import KeyPair
+from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.nodes.credentials import secret_of
 from d8mesh.nodes.reconnector.known_brokers import MAX_BROKERS, KnownBrokers
 from d8mesh.nodes.reconnector.reconnector import Reconnector
@@ -48,7 +49,7 @@ class Orchestrators:
         wake: Callable[[], None],
     ) -> None:
         #: new links to take: their key, the link, where it leads
-        self.links: deque[tuple[str, Connection, Route]] = deque()
+        self.links: deque[tuple[str, DealerLink, Route]] = deque()
         #: broker id -> key of the link, where sessions stand; told by the I/O thread
         self.joined: dict[str, str] = {}
         self._config, self._connector = config, Connector(wake, keys=keys)
@@ -95,7 +96,7 @@ class Orchestrators:
         if (reconnector := self._reconnectors.get(key)) is not None:
             reconnector.again()
 
-    def refused(self, key: str, link: Connection) -> str:
+    def refused(self, key: str, link: DealerLink) -> str:
         """This link does not get in: make another after a pause; return why, for people."""
         reconnector = self._reconnectors.get(key)
         return "" if reconnector is None else str(reconnector.refused(link))
