@@ -119,7 +119,7 @@ def _is_let_in(abused: Abused) -> bool:
 
 def test_14_a_full_queue_takes_no_more_and_says_when_to_come_again() -> None:
     with abused_mesh(settings={"TASK_QUEUE_SIZE": "5"}) as abused:
-        told = abused.http.post(REST.path, TASK)
+        before, told = abused.rejected(), abused.http.post(REST.path, TASK)
         while told.status == 201:
             before = abused.rejected()
             told = abused.http.post(REST.path, TASK)
