@@ -20,6 +20,7 @@ from d8mesh.doors.query import seconds
 from d8mesh.doors.waiting import Doorbell, Places, require_broker
 from d8mesh.edge.logs import event
 from d8mesh.edge.transport.connector import Connector
+from d8mesh.edge.transport.keys import KeyPair
 from d8mesh.edge.transport.sockets import DealerLink, SharedContext
 from d8mesh.edge.transport.tunnel import CONTENT_TYPE, LINK_HEADER, PATH
 from d8mesh.errors import ProtocolError
@@ -54,10 +55,11 @@ _log: Final = logging.getLogger("d8mesh.exchange")
 class Exchange:
     """Carries frames between requests and the broker; made in a running loop, and used there."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, keys: KeyPair) -> None:
         self._loop = asyncio.get_running_loop()
         self._watcher, self._context = watcher_on(self._loop), SharedContext()
-        self._route, self._connector = Route(endpoint), Connector(shared=self._context)
+        self._route = Route.given(endpoint)
+        self._connector = Connector(shared=self._context, keys=keys)
         self._links: dict[str, Link] = {}
         self._look = self._loop.call_later(IDLE_LOOK_S, self._close_idle)
 

@@ -87,10 +87,7 @@ class Server:
 
     async def close(self, grace_s: float = 0.0) -> None:
         """Accept no more, let what is under way end for so long, then end it all."""
-        for server in self._servers:
-            server.close()
-        for each in self._sockets:
-            each.close()
+        await self._accept_no_more()
         until = time.monotonic() + grace_s
         while any(each.is_busy for each in self._connections) and time.monotonic() < until:
             await asyncio.sleep(0.01)
@@ -98,6 +95,30 @@ class Server:
             for connection in [*self._connections, *self._turned_away]:
                 connection.abort()
             await asyncio.sleep(0)
+
+    async def _accept_no_more(self) -> None:
+        """Stop listening once what was accepted is a connection.
+
+        asyncio accepts in one turn of the loop and makes the connection in the next; of a server
+        that was closed in between it makes none, and the socket stays open, unknown to anybody.
+        """
+        loop = asyncio.get_running_loop()
+        if self._servers:
+            for each in self._sockets:
+                with contextlib.suppress(NotImplementedError):  # Windows' loop does both in one
+                    loop.remove_reader(each)
+            closed = asyncio.Event()
+            await asyncio.sleep(0)
+            # a timer comes last in its turn: after what Windows' loop has accepted in it
+            loop.call_later(0, self._close_servers, closed)
+            await closed.wait()
+        for each in self._sockets:
+            each.close()
+
+    def _close_servers(self, closed: asyncio.Event) -> None:
+        while self._servers:
+            self._servers.pop().close()
+        closed.set()
 
     # ------------------------------------------------------ called by the connections
 

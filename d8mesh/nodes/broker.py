@@ -32,6 +32,7 @@ from d8mesh.core.broker.state import Policy
 from d8mesh.core.broker.store import FoldLog, Question, Store, StoreAnswer, Unreadable
 from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible, is_loopback
 from d8mesh.core.protocol.codec import decode_to_broker, encode
+from d8mesh.core.protocol.membership import Verdict, announced_proof
 from d8mesh.core.protocol.messages import Refused
 from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.core.protocol.task import Fact
@@ -42,8 +43,10 @@ from d8mesh.edge.failpoints import passed
 from d8mesh.edge.logs import event, traced
 from d8mesh.edge.network import is_taken_unseen, usable_addresses
 from d8mesh.edge.sqlite import Journal
+from d8mesh.edge.transport.keys import KeyPair, kept_pair
 from d8mesh.edge.transport.sockets import Loop, RouterEndpoint, Waker
 from d8mesh.errors import D8Error, JournalError, ProtocolError
+from d8mesh.nodes.credentials import secret_of
 
 #: Messages taken in before a commit: bounds how long the first of them waits for its answer.
 MAX_DRAIN: Final = 512
@@ -72,8 +75,6 @@ GC_ALLOCATIONS: Final = 50_000
 _ALL_ADDRESSES: Final = ("0.0.0.0", "::")
 JOURNAL_NAME: Final = "journal.db"
 
-#: From (routing id, address, key) to a `Peer`, without the call that a `NamedTuple` makes of it.
-_PEER_OF: Final = partial(tuple.__new__, Peer)
 _log: Final = logging.getLogger("d8mesh.broker")
 
 #: Opens a store in a folder; the store calls the second whenever a commit has become durable.
@@ -103,6 +104,7 @@ class Ready:
     broker_id: str
     port: int
     epoch: int
+    server_key: str  #: its public key, 64 hex digits
 
 
 class Broker:
@@ -115,6 +117,7 @@ class Broker:
     Raises:
         JournalHeldError: another orchestrator uses the journal.
         JournalBrokenError: the journal is damaged or of a newer version.
+        KeyFileError: its key file cannot be used.
         D8Error: no port is free.
 
     Thread: made and run on one thread; `stop` may be called from any.
@@ -133,10 +136,12 @@ class Broker:
         self._waker = Waker()
         ports = range(config.broker_port, min(config.broker_port + BROKER_PORT_TRIES, PORTS_END))
         try:
+            self._keys = kept_pair(folder)
             self._router = RouterEndpoint(
                 _listens_on(config.web_host),
                 ports,
-                is_admissible=is_admissible,
+                keys=self._keys,
+                gate=_admits,
                 is_taken=is_taken_unseen,
             )
         except BaseException:
@@ -147,12 +152,16 @@ class Broker:
         self._questions = _StoreReader(self._store, self._waker)
         restored = self._store.restore()
         passed("broker.restored")
-        policy = _policy(config, self._store.broker_id, self._router.port)
+        policy = _policy(config, self._store.broker_id, self._router.port, self._keys)
         self._dispatcher = Dispatcher(
             policy, restored, random.random, now=time.monotonic(), at=time.time()
         )
         #: what is told to whoever started this broker
-        self.ready = Ready(policy.broker_id, self._router.port, restored.epoch)
+        key = self._keys.public.hex()
+        self.ready = Ready(policy.broker_id, self._router.port, restored.epoch, key)
+        self._proof = b""  #: told to everybody
+        if policy.mesh_secret is not None:
+            self._proof = announced_proof(policy.mesh_secret, self._keys.public)
         self._strikes: OrderedDict[bytes, int] = OrderedDict()
         self._is_stopping, self._is_disk_low = threading.Event(), False
         self._next_disk_check, self._next_summary = 0.0, time.monotonic() + SUMMARY_S
@@ -177,6 +186,8 @@ class Broker:
                 port=self._router.port,
                 web_port=web_port,
                 version=__version__,
+                server_key=self._keys.public,
+                proof=self._proof,
             )
         )
 
@@ -216,7 +227,8 @@ class Broker:
         """Tell who is on this machine and hears no mDNS."""
         own = [each.address for each in usable_addresses(self._config.interfaces)]
         ready = self.ready
-        known = KnownBroker(ready.broker_id, (LOOPBACK, *own), ready.port, self._web_port)
+        where = (ready.broker_id, (LOOPBACK, *own), ready.port, self._web_port)
+        known = KnownBroker(*where, self._keys.public, self._proof)
         address_file.write(self._folder, known, self._config.mesh)
 
     def stop(self) -> None:
@@ -243,9 +255,7 @@ class Broker:
         if self._held:
             self._settle()
         effects: list[Effect] = []
-        make_peer = _PEER_OF
-        for routing_id, address, frame in received:
-            peer = make_peer((routing_id, address, None))
+        for peer, frame in received:
             try:
                 if frame is None:
                     raise ProtocolError("a message is one frame: saw several")
@@ -447,12 +457,20 @@ def _announced(config: Config) -> list[str]:
     return [LOOPBACK if is_loopback(config.web_host) else config.web_host]
 
 
-def _policy(config: Config, broker_id: str, port: int) -> Policy:
+def _admits(address: str, key: bytes) -> Verdict:
+    """Say whether a connection may speak: by its address, whatever its key."""
+    del key
+    return Verdict.ADMITTED if is_admissible(address) else Verdict.REFUSED
+
+
+def _policy(config: Config, broker_id: str, port: int, keys: KeyPair) -> Policy:
     return Policy(
         broker_id=broker_id,
         mesh=config.mesh,
         version=__version__,
         broker_port=port,
+        server_key=keys.public,
+        mesh_secret=secret_of(config),
         polling_timeout_s=config.heartbeat_timeout_s,
         task_timeout_s=config.task_timeout_s,
         max_attempts=config.max_attempts,

@@ -51,6 +51,14 @@ class OrchestratorConsole:
         self._row(tr("data"), str(self._folder))
         self._row(tr("logs"), str(self._folder / "logs"))
 
+    def waiting(self, within_s: float) -> None:
+        """Say that an earlier start in the same folder is still ending."""
+        self._say_tr(
+            "an earlier orchestrator of this folder is still ending: it is waited for, "
+            "{seconds} s at most",
+            seconds=f"{within_s:.0f}",
+        )
+
     def fell(self, name: str, code: int, pause_s: float) -> None:
         """Say that a child process has ended by itself and comes back."""
         self._fell_at.setdefault(name, time.monotonic())

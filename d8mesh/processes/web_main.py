@@ -47,7 +47,9 @@ from d8mesh.http.origins import Origins
 from d8mesh.http.routes import Door
 from d8mesh.http.server import MAX_CONNECTIONS, Server
 from d8mesh.nodes.client.aio.node import AsyncNode
+from d8mesh.nodes.credentials import client_keys
 from d8mesh.processes.parent import end_when_told
+from d8mesh.processes.takeover import web_presence
 
 #: Partial output of a task submitted with ``"listen": true`` is kept so long after its end.
 KEPT_S: Final = 600.0
@@ -66,14 +68,18 @@ _log: Final = logging.getLogger("d8mesh.web")
 
 
 def run_web(config: Config, options: argparse.Namespace) -> int:
-    """Serve REST until told to stop, or until the parent is gone: ``--broker tcp://HOST:PORT``."""
+    """Serve REST until told to stop, or until the parent is gone: ``--broker ENDPOINT``."""
     _, broker = options.rest
     folder = Path(config.data_dir) / "logs"
     logs.setup("web", level=config.log_level, folder=folder, to_stderr=False)
     refuse_public(config)
     _raise_descriptor_limit()
-    bound = bind_patiently(config.web_host, config.web_port)
-    return asyncio.run(_serve(config, broker, bound))
+    presence = web_presence(Path(config.data_dir) / "orchestrator")
+    try:
+        bound = bind_patiently(config.web_host, config.web_port)
+        return asyncio.run(_serve(config, broker, bound))
+    finally:
+        presence.leave()
 
 
 async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
@@ -81,7 +87,11 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     mesh = AsyncNode(config, endpoint=broker, url=None)
     mesh.runner.stream_buffer.keep_s = KEPT_S
     mesh.hear_together()  # launcher, broker and this process are of one version
-    waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
+    waits, rejections, exchange = (
+        Places(MAX_WAITS),
+        Rejections(),
+        Exchange(broker, client_keys(config)),
+    )
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
     catalogue = ModelCatalogue(mesh, lists_cloud=config.cloud != "never")
     chats = Chats(mesh, catalogue, keeps_all=config.keep_chats)

@@ -17,6 +17,7 @@ from d8mesh.http.asgi import AsgiMessage
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.nodes.client.aio.node import AsyncNode
 from tests.http.calls import Answer, LoopThread, call, scope_of
+from tests.keyed import PEER
 from tests.nodes.mesh import PATIENCE_S, Mesh
 
 #: Longer than any wait of a call.
@@ -39,9 +40,9 @@ class Rest:
         stack.callback(lambda: self.loop.run(self._end()))
 
     async def _begin(self) -> None:
-        endpoint = f"tcp://127.0.0.1:{self.port}"
+        endpoint = self.mesh.endpoint(self.port)
         self.client = AsyncNode(self.mesh.config(), endpoint=endpoint, url=None)
-        self.exchange = Exchange(endpoint)
+        self.exchange = Exchange(endpoint, PEER)
         doors = [
             rest_door(self.client, self.waits, self.rejections),
             tunnel_door(self.exchange, self.client, self.waits),

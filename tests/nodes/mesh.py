@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from d8mesh.config import Config
+from d8mesh.edge.transport.keys import kept_pair
 from d8mesh.nodes.broker import Broker
 from d8mesh.nodes.client import Client
 from d8mesh.nodes.worker import Worker
+from tests.keyed import endpoint_of
 
 PATIENCE_S = 30.0
 
@@ -84,17 +86,32 @@ class Mesh:
         self._stack.callback(self.stop_broker, broker, thread)
         return broker.ready.port
 
+    def endpoint(self, port: int) -> str:
+        """Return where the broker is that was started last at `port`, with its key."""
+        return endpoint_of(port, self.key(port))
+
+    def key(self, port: int) -> bytes:
+        """Return the public key of the broker that was started last at `port`.
+
+        Where none was started it is that of the broker "o", which may come later.
+        """
+        found = [broker.ready for broker, _ in self.brokers if broker.ready.port == port]
+        return (
+            bytes.fromhex(found[-1].server_key) if found else kept_pair(self._folder / "o").public
+        )
+
     def stop_broker(self, broker: Broker, thread: threading.Thread) -> None:
         if thread.is_alive():
             broker.stop()
             thread.join(PATIENCE_S)
 
-    def worker(self, port: int | None, *, slots: int = 2, name: str | None = None) -> Worker:
-        """Return a worker for the broker at `port` alone, or for all that mDNS finds."""
+    def worker(self, port: int | str | None, *, slots: int = 2, name: str | None = None) -> Worker:
+        """Return a worker for the broker at `port` (or endpoint), or for all that mDNS finds."""
         if port is None:
             return Worker(config=self.config(), slots=slots, name=name)
         config = self.config(interface="no-mdns")
-        return Worker(f"tcp://127.0.0.1:{port}", config=config, slots=slots, name=name)
+        place = port if isinstance(port, str) else self.endpoint(port)
+        return Worker(place, config=config, slots=slots, name=name)
 
     def run(self, worker: Worker) -> Worker:
         worker.start()
@@ -107,7 +124,7 @@ class Mesh:
         self._stack.callback(call)
 
     def client(self, port: int) -> Client:
-        client = Client(endpoint=f"tcp://127.0.0.1:{port}", config=self.config())
+        client = Client(endpoint=self.endpoint(port), config=self.config())
         self._stack.callback(client.close)
         return client
 

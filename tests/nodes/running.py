@@ -14,6 +14,7 @@ from d8mesh.core.protocol.codec import decode_to_client, decode_to_worker, encod
 from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.errors import JournalError, ProtocolError
 from d8mesh.nodes.broker import Broker, OpenStore, open_journal
+from tests.keyed import link_to
 
 S = "0123456789abcdef"
 PATIENCE_S = 20.0
@@ -52,7 +53,8 @@ class Running:
         assert not self.thread.is_alive()
 
     def link(self) -> DealerLink:
-        made = DealerLink(f"tcp://127.0.0.1:{self.broker.ready.port}")
+        key = bytes.fromhex(self.broker.ready.server_key)
+        made = link_to(self.broker.ready.port, server_key=key)
         self.links.append(made)
         return made
 

@@ -44,7 +44,7 @@ def mesh(tmp_path: Path) -> Iterator[Mesh]:
 
 def new_client(mesh: Mesh, port: int) -> Client:
     """A client that the mesh does not close."""
-    return Client(endpoint=f"tcp://127.0.0.1:{port}", config=mesh.config())
+    return Client(endpoint=mesh.endpoint(port), config=mesh.config())
 
 
 def pending(mesh: Mesh, port: int) -> int:
@@ -155,7 +155,7 @@ def test_who_leaves_by_ctrl_c_is_not_held_up() -> None:
 def test_another_mesh_is_not_waited_for(mesh: Mesh) -> None:
     port = mesh.broker()
     config = Config(mesh="another", interfaces=("127.0.0.1",))
-    client = Client(endpoint=f"tcp://127.0.0.1:{port}", config=config)
+    client = Client(endpoint=mesh.endpoint(port), config=config)
     client.submit("nobody", {})
     with pytest.raises(NotAcknowledgedError, match="'another'"):
         client.close(PATIENCE_S)
@@ -331,7 +331,7 @@ def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 OPEN = """
     config = Config(mesh=sys.argv[2], interfaces=("127.0.0.1",))
-    client = Client(endpoint=f"tcp://127.0.0.1:{sys.argv[1]}", config=config)
+    client = Client(endpoint=sys.argv[1], config=config)
 """
 
 
@@ -353,7 +353,7 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
 )
 def test_a_program_that_just_ends_has_its_task_on_the_disk(mesh: Mesh, end: str) -> None:
     port = mesh.broker()
-    done = run(f"{OPEN}\n    {end}", port, mesh.mesh)
+    done = run(f"{OPEN}\n    {end}", mesh.endpoint(port), mesh.mesh)
     assert (done.returncode, said(done)) == (0, "")
     assert pending(mesh, port) == 1
 

@@ -146,7 +146,7 @@ def test_calls_go_where_the_client_is_now(mesh: Mesh) -> None:
     Counted(mesh, there)
     client = connected(mesh, here)
     client.call("count", {"n": 1}, timeout=PATIENCE_S)
-    route = Route(f"tcp://127.0.0.1:{there}")
+    route = Route.given(mesh.endpoint(there))
     group = Group("count", 5, [msgspec.msgpack.encode({"n": 2})])
     assert client.node.direct_calls.call(route, group, PATIENCE_S) is not None
     (line,) = lines_of(client)

@@ -34,6 +34,7 @@ from d8mesh.nodes.reconnector.search import (
     find_route,
     find_route_by_url,
 )
+from tests.keyed import PEER, SERVER, endpoint_of, route_to
 from tests.nodes.mesh import PATIENCE_S, free_port, until
 
 
@@ -85,7 +86,7 @@ def port_of(server: socket.socket) -> int:
 
 
 def on_loopback(port: int, web_port: int | None = None, broker_id: str = "b") -> KnownBroker:
-    return KnownBroker(broker_id, ("127.0.0.1",), port, web_port)
+    return KnownBroker(broker_id, ("127.0.0.1",), port, web_port, SERVER.public)
 
 
 def config_in(folder: Path) -> Config:
@@ -98,7 +99,8 @@ class Made:
     def __init__(self, search: Search) -> None:
         self.links: deque[tuple[str, Connection, Route]] = deque()
         self.wakes = 0
-        self.reconnector = Reconnector(search, Connector(self._wake), links=self.links, key="k")
+        connector = Connector(self._wake, keys=PEER)
+        self.reconnector = Reconnector(search, connector, links=self.links, key="k")
 
     def _wake(self) -> None:
         self.wakes += 1
@@ -140,8 +142,9 @@ def test_a_url_leads_to_the_broker_that_its_health_names(
     listener: socket.socket, health: tuple[str, int]
 ) -> None:
     url, broker_port = health[0], port_of(listener)
-    _Health.body = json.dumps({"broker_port": broker_port, "broker_id": "b"}).encode()
-    assert find_route_by_url(url) == Route(f"tcp://127.0.0.1:{broker_port}", "b")
+    told = {"broker_port": broker_port, "broker_id": "b", "server_key": SERVER.public.hex()}
+    _Health.body = json.dumps(told).encode()
+    assert find_route_by_url(url) == route_to(broker_port, "b")
     _Health.body = json.dumps({"broker_port": free_port()}).encode()
     assert find_route_by_url(url) == Route(url)
 
@@ -215,9 +218,24 @@ def test_what_is_no_address_is_refused(url: Any, endpoint: Any) -> None:
 
 
 def test_an_endpoint_that_is_given_is_the_only_route(tmp_path: Path) -> None:
-    search = Search(config_in(tmp_path), given="tcp://127.0.0.1:7010", known=KnownBrokers())
+    search = Search(config_in(tmp_path), given=endpoint_of(7010), known=KnownBrokers())
     search.known.add(on_loopback(7011))
-    assert search.find() == Route("tcp://127.0.0.1:7010")
+    assert search.find() == route_to(7010)
+
+
+def test_an_endpoint_without_a_key_has_that_of_who_is_known_to_be_there(
+    tmp_path: Path, health: tuple[str, int]
+) -> None:
+    config = replace(config_in(tmp_path), web_port=health[1])
+    _Health.body = b"{}"
+    search = Search(config, given="tcp://127.0.0.1:7010", known=KnownBrokers())
+    search.known.add(on_loopback(7011))
+    assert search.find() is None
+    told = {"broker_port": 7010, "broker_id": "b", "server_key": PEER.public.hex()}
+    _Health.body = json.dumps(told).encode()
+    assert search.find() == Route("tcp://127.0.0.1:7010", "", PEER.public)
+    search.known.add(on_loopback(7010))
+    assert search.find() == route_to(7010)
 
 
 def test_the_last_good_one_is_tried_first_and_another_only_if_it_may_be(
@@ -233,7 +251,7 @@ def test_the_last_good_one_is_tried_first_and_another_only_if_it_may_be(
         search.known.add(on_loopback(port_of(listener), broker_id="a"))
         assert search.find() == route
         search.only = "a"
-        assert search.find() == Route(f"tcp://127.0.0.1:{port_of(listener)}", "a")
+        assert search.find() == route_to(port_of(listener), "a")
         search.only = "nobody"
         assert search.find() is None
 
@@ -250,7 +268,7 @@ def test_a_route_that_is_useless_is_passed_over_for_the_next(
         )
         search.known.add(on_loopback(port_of(listener)))
         search.known.add(on_loopback(port_of(other)))
-        assert search.find() == Route(f"tcp://127.0.0.1:{port_of(listener)}", "b")
+        assert search.find() == route_to(port_of(listener), "b")
 
 
 def test_zeromq_at_older_ports_is_better_than_http_at_the_newest(
@@ -259,9 +277,9 @@ def test_zeromq_at_older_ports_is_better_than_http_at_the_newest(
     search = Search(config_in(tmp_path), known=KnownBrokers())
     search.known.add(on_loopback(port_of(listener)))
     search.known.add(on_loopback(free_port(), health[1]))
-    assert search.find() == Route(f"tcp://127.0.0.1:{port_of(listener)}", "b")
+    assert search.find() == route_to(port_of(listener), "b")
     listener.close()
-    assert search.find() == Route(health[0], "b")
+    assert search.find() == Route(health[0], "b", SERVER.public)
 
 
 def test_the_address_file_names_only_whom_the_search_is_for(
@@ -270,7 +288,7 @@ def test_the_address_file_names_only_whom_the_search_is_for(
     (tmp_path / address_file.FOLDER).mkdir()
     address_file.write(tmp_path / address_file.FOLDER, on_loopback(port_of(listener)), "m")
     search = Search(config_in(tmp_path))
-    assert search.find() == Route(f"tcp://127.0.0.1:{port_of(listener)}", "b")
+    assert search.find() == route_to(port_of(listener), "b")
     search.only = "another"
     assert search.find() is None
 
@@ -279,11 +297,11 @@ def test_the_address_file_names_only_whom_the_search_is_for(
 
 
 def test_a_link_is_made_told_and_made_again(tmp_path: Path, listener: socket.socket) -> None:
-    search = Search(config_in(tmp_path), given=f"tcp://127.0.0.1:{port_of(listener)}")
+    search = Search(config_in(tmp_path), given=endpoint_of(port_of(listener)))
     with reconnecting(search) as made:
         link, route = made.next()
         assert isinstance(link, DealerLink)
-        assert made.reconnector.route == route == Route(f"tcp://127.0.0.1:{port_of(listener)}")
+        assert made.reconnector.route == route == route_to(port_of(listener))
         until(lambda: made.wakes == 1)
         made.reconnector.again()
         made.next()
@@ -349,7 +367,7 @@ def test_http_is_not_taken_at_once_where_zeromq_worked(
 
 
 def test_who_is_doubted_and_accepts_keeps_the_link(tmp_path: Path, listener: socket.socket) -> None:
-    search = Search(config_in(tmp_path), given=f"tcp://127.0.0.1:{port_of(listener)}")
+    search = Search(config_in(tmp_path), given=endpoint_of(port_of(listener)))
     with reconnecting(search) as made:
         made.reconnector.doubt()  # no link yet: nothing to doubt
         made.next()
@@ -362,7 +380,7 @@ def test_who_is_doubted_and_accepts_keeps_the_link(tmp_path: Path, listener: soc
 
 
 def test_what_was_not_taken_is_closed(tmp_path: Path, listener: socket.socket) -> None:
-    search = Search(config_in(tmp_path), given=f"tcp://127.0.0.1:{port_of(listener)}")
+    search = Search(config_in(tmp_path), given=endpoint_of(port_of(listener)))
     with reconnecting(search) as made:
         until(lambda: made.links)
         link = made.links[0][1]
@@ -376,7 +394,9 @@ def test_why_there_is_no_link_is_told_and_whether_there_ever_was_one(
 ) -> None:
     monkeypatch.setattr(reconnector, "TROUBLE_S", 0.0)
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    with closing(Reconnector(Search(config_in(tmp_path), given=endpoint), Connector())) as one:
+    with closing(
+        Reconnector(Search(config_in(tmp_path), given=endpoint), Connector(keys=PEER))
+    ) as one:
         assert one.trouble().startswith(f"never connected: {endpoint}: ")
         one.proven()
         assert one.trouble().startswith("the connection to the orchestrator is lost: ")

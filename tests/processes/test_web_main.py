@@ -43,7 +43,7 @@ class Web:
             "FLASK_PORT": str(self.port),
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "d8mesh", "_web", "--broker", f"tcp://127.0.0.1:{broker_port}"],
+            [sys.executable, "-m", "d8mesh", "_web", "--broker", mesh.endpoint(broker_port)],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,

@@ -75,7 +75,7 @@ class ClientRequests:
         client.peer, client.last_heard = peer, state.now
         client.takes_streams = message.takes_streams
         state.clients_by_routing_id[peer.routing_id] = client
-        self._state.send(peer, state.welcome(message.version, []))
+        self._state.send(peer, state.welcome(peer, message.version, []))
 
     def leave(self, client: ClientState) -> None:
         """Forget a client; its tasks go on, and what it awaits it may ask for again."""

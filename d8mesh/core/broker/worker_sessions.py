@@ -95,7 +95,7 @@ class WorkerSessions:
         worker.work_seq = 0
         worker.owed.clear()  # it says again what it has not heard of
         # what is dropped for an outcome may go when that is on disk
-        self._state.send(peer, state.welcome(message.version, dropped), waits=True)
+        self._state.send(peer, state.welcome(peer, message.version, dropped), waits=True)
         worker.welcomed = state.now
         state.registry.refresh(worker)
 

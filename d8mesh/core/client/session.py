@@ -25,6 +25,7 @@ from d8mesh.core.client.effects import (
     parts_of,
 )
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.membership import NOTHING_TO_SHOW, UNPROVEN, Credentials
 from d8mesh.core.protocol.messages import (
     VERSIONS,
     Accepted,
@@ -64,6 +65,8 @@ HELLO_S: Final = 3.0
 OPENING_S: Final = 5.0
 #: A heartbeat that is not answered for this long: the orchestrator may have moved.
 DOUBT_S: Final = 1.5
+#: One that does not know the mesh key is not asked again at once.
+UNPROVEN_PAUSE_S: Final = 3.0
 #: An orchestrator that said goodbye has closed its port after this long.
 LEAVING_S: Final = 0.5
 #: An unanswered submit or question is sent again after this long.
@@ -82,12 +85,17 @@ class ClientSession:
         session: 16 characters ``0-9a-v``, drawn at random once.
         mesh: the mesh's name.
         host: this machine's name, for people.
+        credentials: what it shows an orchestrator, and asks of one.
     """
 
-    def __init__(self, session: str, mesh: str, host: str) -> None:
+    def __init__(
+        self, session: str, mesh: str, host: str, credentials: Credentials = NOTHING_TO_SHOW
+    ) -> None:
         #: its 16 characters, with which the ids of its tasks begin
         self.name = session
-        self._mesh, self._host = mesh, host
+        self._mesh, self._host, self._credentials = mesh, host, credentials
+        #: the public key of the orchestrator that the link leads to
+        self._server_key: bytes | None = None
         #: partial output of several tasks may come together: for an orchestrator of this version
         self.takes_streams = False
         #: the broker answers
@@ -183,8 +191,13 @@ class ClientSession:
 
     # ------------------------------------------------------------------- the link
 
-    def link_up(self, now: float) -> list[Output]:
-        """A new transport connection stands: open, or go on with, the session."""
+    def link_up(self, now: float, server_key: bytes | None = None) -> list[Output]:
+        """A new transport connection stands: open, or go on with, the session.
+
+        Args:
+            server_key: the public key of who is at the other end.
+        """
+        self._server_key = server_key
         self._is_linked, self.is_up = True, False
         self._linked_at = self._heard = now
         return self._hello(now)
@@ -283,9 +296,12 @@ class ClientSession:
     def _hello(self, now: float) -> list[Output]:
         self._said_hello = now
         us = (self._mesh, self.name, self._host)
-        return [Transmit(ClientHello(VERSIONS[0], *us, self.takes_streams))]
+        proof = self._credentials.shown_to(self._server_key)
+        return [Transmit(ClientHello(VERSIONS[0], *us, self.takes_streams, proof))]
 
     def _welcome(self, message: Welcome, now: float) -> list[Output]:
+        if not self._credentials.accept(self._server_key, message.proof):
+            return [Lost(f"{message.broker_id} {UNPROVEN}", UNPROVEN_PAUSE_S)]
         self.is_up = True
         self._epoch = message.epoch
         self._heartbeat_s, self._lease_s = message.heartbeat_s, message.lease_s

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -27,6 +28,43 @@ class JoinMode(Enum):
     LAN = "lan"  #: whoever is on an attached private network
     APPROVE = "approve"  #: whose key has been approved
     KEY = "key"  #: who knows the mesh key
+
+
+class Verdict(Enum):
+    """What a connection is told before a frame of it is read; the values are ZAP's statuses."""
+
+    ADMITTED = "200"  #: it may speak
+    WAITING = "400"  #: its key has not been approved yet, or not for now
+    REFUSED = "500"  #: it may not
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a worker or client shows an orchestrator, and asks of it in return.
+
+    `secret` is the mesh secret; None: no mesh key is set, so nothing is shown or asked.
+    """
+
+    public: bytes = b""
+    secret: bytes | None = field(default=None, repr=False)
+
+    def shown_to(self, server_key: bytes | None) -> bytes:
+        """Return the proof for the HELLO to the orchestrator that has this key."""
+        if self.secret is None or server_key is None:
+            return b""
+        return join_proof(self.secret, server_key, self.public)
+
+    def accept(self, server_key: bytes | None, proof: bytes) -> bool:
+        """Return whether a WELCOME with this proof is one of our mesh."""
+        if self.secret is None or server_key is None:
+            return True
+        return is_same_proof(proof, welcome_proof(self.secret, server_key, self.public))
+
+
+#: Of who has no mesh key.
+NOTHING_TO_SHOW: Final = Credentials()
+#: What is said of an orchestrator whose WELCOME is not accepted.
+UNPROVEN: Final = "does not know this machine's D8_MESH_KEY: nothing is said to it"
 
 
 def fingerprint(public_key: bytes) -> str:

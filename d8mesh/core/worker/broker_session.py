@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from d8mesh.core.protocol.membership import NOTHING_TO_SHOW, Credentials
 from d8mesh.core.protocol.messages import (
     MAX_BATCH_TASKS,
     MAX_STREAM_BYTES,
@@ -49,6 +50,8 @@ class Profile:
     models: tuple[str, ...] = ()
     #: why it offers less than it could, for people
     trouble: str = ""
+    #: what it shows an orchestrator, and asks of one
+    credentials: Credentials = NOTHING_TO_SHOW
 
 
 def failure(worker_id: str, error: str, duration_s: float) -> bytes:
@@ -98,6 +101,8 @@ class BrokerSession:
     """The state of one link; it outlives its transport."""
 
     key: str
+    #: the public key of who is at the other end
+    server_key: bytes | None = None
     is_up: bool = False
     is_welcome: bool = False
     #: why its last HELLO was refused; of interest while it is not welcome
@@ -279,5 +284,5 @@ def hello(
     return WorkerHello(
         VERSIONS[0], me.mesh, me.worker_id, me.boot_id, me.worker_type, me.machine_id, me.host,
         me.status_port, list(me.task_types), list(me.models), me.slots, window, ids, tokens,
-        me.trouble,
+        me.trouble, me.credentials.shown_to(broker.server_key),
     )  # fmt: skip

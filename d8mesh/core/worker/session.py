@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import repeat
 from typing import Final, assert_never
 
+from d8mesh.core.protocol.membership import UNPROVEN
 from d8mesh.core.protocol.messages import (
     FAILED,
     SUCCEEDED,
@@ -120,9 +121,14 @@ class WorkerSession:
 
     # -------------------------------------------------------------------- transports
 
-    def link_up(self, link: str, now: float) -> list[WorkerEffect]:
-        """A transport to a broker is there: open the session."""
+    def link_up(self, link: str, now: float, server_key: bytes | None = None) -> list[WorkerEffect]:
+        """A transport to a broker is there: open the session.
+
+        Args:
+            server_key: the public key of who is at the other end.
+        """
         broker = self.brokers.setdefault(link, BrokerSession(link))
+        broker.server_key = server_key
         broker.is_up, broker.heard = True, now
         return [self._hello(broker, now)]
 
@@ -227,6 +233,9 @@ class WorkerSession:
         return effects
 
     def _welcome(self, message: Welcome, broker: BrokerSession, now: float) -> list[WorkerEffect]:
+        if not self.profile.credentials.accept(broker.server_key, message.proof):
+            refused = Refused(0, "access.orchestrator_key", f"{message.broker_id} {UNPROVEN}")
+            return self._refused(refused, broker, now)
         for other in self.brokers.values():
             if other is not broker and other.is_welcome and other.broker_id == message.broker_id:
                 # Two links to one broker: the one with work stays, and says what both hold.
@@ -392,7 +401,7 @@ class WorkerSession:
                 if broker.unacknowledged:
                     broker.take_back_unacknowledged(now - RESEND_S)
                 effects += self._flush(broker, now)
-                if now >= broker.next_heartbeat:
+                if now >= broker.next_heartbeat or (self.flow.is_disk_bad and broker.window):
                     effects.append(self._heartbeat(broker, now))
         return effects
 

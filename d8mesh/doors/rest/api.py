@@ -26,7 +26,7 @@ from d8mesh.nodes.client.aio.node import AsyncNode
 #: How long `/health` waits for the broker before it says so.
 HEALTH_S: Final = 1.0
 #: What `/health` tells of the broker even while it does not answer.
-_LASTING: Final = ("broker_id", "broker_port", "mesh", "version")
+_LASTING: Final = ("broker_id", "broker_port", "server_key", "proof", "mesh", "version")
 
 
 def rest_door(mesh: AsyncNode, waits: Places, rejections: Rejections) -> Door:

@@ -1,10 +1,10 @@
 """ZeroMQ: the broker's ROUTER, a session's DEALER, and the loop that waits for both.
 
-The only module that imports zmq. A message is one frame. Nothing here ever blocks in a
-send. Sockets belong to the thread that made them; only `Waker.wake` may be called from
-another.
+A message is one frame, and every connection is encrypted and proven by CURVE. Nothing here ever
+blocks in a send. Sockets belong to the thread that made them; only `Waker.wake` may be called
+from another.
 
-Source: https://libzmq.readthedocs.io/en/latest/zmq_setsockopt.html, RFC 23/ZMTP, RFC 27/ZAP
+Source: https://libzmq.readthedocs.io/en/latest/zmq_setsockopt.html, RFC 23/ZMTP, RFC 26/CurveZMQ
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import contextlib
 import errno
 import socket
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import zmq
 
+from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol.addresses import endpoint
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
+from d8mesh.edge.transport.keys import KeyPair
+from d8mesh.edge.transport.zap import CURVE, ZAP_DOMAIN, Gate, guard
 from d8mesh.errors import BrokerUnavailableError, D8Error
 
 #: A peer that has not finished the ZMTP handshake by then is dropped (silence, TLS, HTTP).
@@ -50,7 +52,6 @@ _AND_MORE: Final = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 #: libzmq's own numbers: on Windows they are not those of Python's `errno`, but of the C library.
 #: A port that the system keeps to itself (EACCES, which zmq.Errno lacks) is as good as taken.
 _TAKEN: Final = (zmq.Errno.EADDRINUSE, errno.EACCES)
-_ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 
 
 class Waker:
@@ -160,7 +161,9 @@ class RouterEndpoint:
     Args:
         hosts: addresses to listen on, all with the same port; ``*`` for all there are.
         ports: tried in turn; the first free one is taken.
-        is_admissible: whether a peer of this address may connect at all; others are
+        keys: the key pair of this orchestrator; None: without encryption, for measurements of
+            what it costs. No production code does that.
+        gate: whether a peer of this address and public key may connect at all; others are
             refused before a frame of theirs is read (ZAP).
         is_taken: whether an address and port are somebody else's although they could be bound.
 
@@ -173,37 +176,39 @@ class RouterEndpoint:
         hosts: str | Sequence[str],
         ports: Sequence[int],
         *,
-        is_admissible: Callable[[str], bool],
+        keys: KeyPair | None,
+        gate: Gate,
         is_taken: Callable[[str, int], bool] = lambda host, port: False,
     ) -> None:
         self._context = zmq.Context()
-        _guard(self._context, is_admissible)
+        guard(self._context, gate, mechanism=b"NULL" if keys is None else CURVE)
         self.socket = self._context.socket(zmq.ROUTER)
         self._alone = [(self.socket, _READABLE)]
         _configure(self.socket)
         self.socket.set(zmq.ROUTER_MANDATORY, 1)
         self.socket.set(zmq.BACKLOG, BACKLOG)
-        self.socket.set(zmq.ZAP_DOMAIN, b"d8")
+        self.socket.set(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        if keys is not None:
+            self.socket.curve_server = True
+            self.socket.curve_secretkey = keys.secret
         self._send = _plain_send(self.socket)
-        self._addresses: dict[bytes, str] = {}
+        self._peers: dict[bytes, Peer] = {}
         try:
             self.port = self._bind([hosts] if isinstance(hosts, str) else hosts, ports, is_taken)
         except BaseException:  # also on Ctrl-C: what was taken is let go
             self.close()
             raise
 
-    def receive(
-        self, limit: int, *, is_readable: bool = False
-    ) -> list[tuple[bytes, str, bytes | None]]:
-        """Return (routing id, address, frame) of what has come in, at most `limit`.
+    def receive(self, limit: int, *, is_readable: bool = False) -> list[tuple[Peer, bytes | None]]:
+        """Return (who said it, frame) of what has come in, at most `limit`.
 
         The frame is None for a message of more than one frame.
 
         Args:
             is_readable: it is known that something has come in, and need not be asked.
         """
-        received: list[tuple[bytes, str, bytes | None]] = []
-        get, addresses, alone = self.socket.recv, self._addresses, self._alone
+        received: list[tuple[Peer, bytes | None]] = []
+        get, peers, alone = self.socket.recv, self._peers, self._alone
         while len(received) < limit:
             # Asking whether there is more costs a fifth of the exception that says there is
             # not; where several came, more is likely.
@@ -218,15 +223,15 @@ class RouterEndpoint:
             # A frame always follows it. Uncopied, it tells whether there is more at once: to ask
             # the socket costs more than both calls.
             part = get(_NOBLOCK, False, False)
-            address = addresses.get(routing_id)
-            if address is None:
-                address = self._first(routing_id, part)
+            peer = peers.get(routing_id)
+            if peer is None:
+                peer = self._first(routing_id, part)
             if part.more:
                 while get(_NOBLOCK, False).more:
                     pass
-                received.append((routing_id, address, None))
+                received.append((peer, None))
             else:
-                received.append((routing_id, address, part.bytes))
+                received.append((peer, part.bytes))
         return received
 
     def send(self, routing_id: bytes, frame: bytes) -> bool:
@@ -236,7 +241,7 @@ class RouterEndpoint:
             self._send(frame, _NOBLOCK, len(frame) < COPIED_BYTES)
         except zmq.ZMQError as error:
             if error.errno == zmq.Errno.EHOSTUNREACH:
-                self._addresses.pop(routing_id, None)
+                self._peers.pop(routing_id, None)
             return False
         return True
 
@@ -245,16 +250,15 @@ class RouterEndpoint:
         self.socket.close(LINGER_MS)
         self._context.term()
 
-    def _first(self, routing_id: bytes, part: zmq.Frame) -> str:
-        """Return the address that the first frame of a connection came from."""
-        try:
-            address = str(part.get("Peer-Address")).removeprefix("::ffff:")
-        except zmq.ZMQError:
-            address = ""
-        if len(self._addresses) >= MAX_PEER_ADDRESSES:
-            self._addresses.clear()  # asked again at the next frame of each
-        self._addresses[routing_id] = address
-        return address
+    def _first(self, routing_id: bytes, part: zmq.Frame) -> Peer:
+        """Return who said the first frame of a connection, by its address and key."""
+        address, key = _told_of(part, "Peer-Address"), _told_of(part, "User-Id")
+        if len(self._peers) >= MAX_KNOWN_PEERS:
+            self._peers.clear()  # asked again at the next frame of each
+        peer = self._peers[routing_id] = Peer(
+            routing_id, address.removeprefix("::ffff:"), bytes.fromhex(key) or None
+        )
+        return peer
 
     def _bind(
         self, hosts: Sequence[str], ports: Sequence[int], is_taken: Callable[[str, int], bool]
@@ -288,8 +292,8 @@ class RouterEndpoint:
         return port
 
 
-#: Connections whose address is remembered.
-MAX_PEER_ADDRESSES: Final = 16_384
+#: Connections whose address and key are remembered.
+MAX_KNOWN_PEERS: Final = 16_384
 
 
 class SharedContext(zmq.Context[zmq.Socket[bytes]]):
@@ -302,16 +306,25 @@ class DealerLink:
     Args:
         endpoint: ``tcp://HOST:PORT``.
         shared: whose threads to use; None: some of its own.
-        server_key: the broker's public key, 32 bytes: what is said is encrypted, and another
-            broker cannot answer; None: neither.
+        server_key: the broker's public key, 32 bytes: what is said is encrypted for it alone, and
+            nobody else can answer.
+        keys: the key pair of this node, by which the broker knows it; None: as for
+            `RouterEndpoint`, and `server_key` too.
 
     When the connection breaks, it is made again to the same address. `is_cut` tells that it
     is broken; `is_renewed` that it was, and that the other side may know nothing of us.
     """
 
     def __init__(
-        self, endpoint: str, shared: SharedContext | None = None, server_key: bytes | None = None
+        self,
+        endpoint: str,
+        shared: SharedContext | None = None,
+        *,
+        server_key: bytes | None,
+        keys: KeyPair | None,
     ) -> None:
+        #: of who is at the other end
+        self.server_key = server_key
         self.is_cut = self.is_renewed = False
         context = SharedContext() if shared is None else shared
         self._owned = context if shared is None else None
@@ -325,9 +338,10 @@ class DealerLink:
                 self.socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
                 self.socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
                 self.socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
-                if server_key is not None:
-                    self.socket.curve_publickey, self.socket.curve_secretkey = zmq.curve_keypair()
-                    self.socket.curve_serverkey = server_key
+                if keys is not None:
+                    self.socket.curve_publickey = keys.public
+                    self.socket.curve_secretkey = keys.secret
+                    self.socket.curve_serverkey = server_key or b""
                 self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
                     zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
                 )
@@ -401,28 +415,12 @@ class DealerLink:
             self._owned.term()
 
 
-def _guard(context: zmq.Context[zmq.Socket[bytes]], allows: Callable[[str], bool]) -> None:
-    """Have peers refused by their address before they are heard, until `context` is terminated.
-
-    That is ZAP for the NULL mechanism.
-    """
-    asked = context.socket(zmq.REP)
-    asked.linger = 0
-    asked.bind(_ZAP_ENDPOINT)
-
-    def serve() -> None:
-        with asked, contextlib.suppress(zmq.ContextTerminated):
-            while True:
-                parts = asked.recv_multipart()
-                version, request, address = parts[0], parts[1], parts[3].decode("ascii", "replace")
-                try:
-                    is_allowed = allows(address.removeprefix("::ffff:"))
-                except Exception:  # without this thread nobody could connect at all
-                    is_allowed = False
-                status = (b"200", b"OK") if is_allowed else (b"400", b"not a private network")
-                asked.send_multipart((version, request, *status, b"", b""))
-
-    threading.Thread(target=serve, name="zap", daemon=True).start()
+def _told_of(part: zmq.Frame, what: str) -> str:
+    """Return what is known of the connection that a frame came over; "" if nothing is."""
+    try:
+        return str(part.get(what))
+    except zmq.ZMQError:
+        return ""
 
 
 def _plain_send(handle: zmq.Socket[bytes]) -> Callable[..., object]:

@@ -58,6 +58,8 @@ class ExchangeLink:
 
     #: as of a `DealerLink`: here each request has a connection of its own
     is_cut = is_renewed = False
+    #: nobody has proven a key: what is behind the REST port has one, but it is not the far end
+    server_key: bytes | None = None
 
     def __init__(self, url: str, wake: Callable[[], None]) -> None:
         self._wake = wake

@@ -32,6 +32,7 @@ from d8mesh.core.client.effects import (
 from d8mesh.core.client.session import ClientSession
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.codec import decode_to_client, encode
+from d8mesh.core.protocol.membership import Credentials
 from d8mesh.core.protocol.messages import Goodbye, Refused
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import host_name
@@ -294,14 +295,14 @@ class ClientRunner:
         self._link = link
         if isinstance(link, DealerLink):
             self._add(link)
-        self._carry_out(self.session.link_up(now))
+        self._carry_out(self.session.link_up(now, link.server_key))
 
     def _mind(self, link: Connection, now: float) -> list[Output]:
         """The connection is broken, or was: what was said meanwhile may be lost."""
         self._unsent.clear()  # the session says it all again, after its greeting
         if link.is_renewed:
             link.is_renewed, self._cut_since = False, 0.0
-            return self.session.link_up(now)
+            return self.session.link_up(now, link.server_key)
         if not self._cut_since:
             self._cut_since = now
             self.session.link_down()
@@ -416,7 +417,7 @@ def _nobody(answered: Answered | None) -> None:
     """Who asked waits no longer."""
 
 
-def new_session(mesh: str) -> ClientSession:
+def new_session(mesh: str, credentials: Credentials) -> ClientSession:
     """Return a session with a name that nobody has had before: drawn at random."""
     name = "".join(secrets.choice(_NAME_LETTERS) for _ in range(_NAME_CHARS))
-    return ClientSession(name, mesh, host_name())
+    return ClientSession(name, mesh, host_name(), credentials)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from d8mesh.config import Config
@@ -21,6 +23,7 @@ from d8mesh.edge.discovery import Discovery, NodeKind
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import first_reachable, reachable_host, usable_addresses
 from d8mesh.edge.network.probe import told, why_unreachable
+from d8mesh.edge.transport.connector import KEYLESS
 from d8mesh.errors import BrokerUnavailableError, ConfigError
 from d8mesh.program import command_name
 
@@ -72,7 +75,8 @@ class KnownBrokers:
                 return False
             addresses, rest = list(told.addresses), []
             for each in before:
-                if (each.port, each.web_port) == (told.port, told.web_port):
+                ours = (each.port, each.web_port, each.server_key)
+                if ours == (told.port, told.web_port, told.server_key):
                     addresses += each.addresses
                 else:
                     rest.append(each)
@@ -89,7 +93,8 @@ class Search:
 
     Args:
         config: the mesh's name and key, the interfaces and the data folder stand there.
-        given: ``tcp://HOST:PORT`` of the broker, or ``http://HOST:PORT`` of the orchestrator.
+        given: ``tcp://HOST:PORT`` of the broker (``?key=`` and its public key behind it, if that
+            is known), or ``http://HOST:PORT`` of the orchestrator.
         known: who is known, as somebody else hears it; None: they are heard of here, by mDNS and
             by the address file.
         only: the id of the only orchestrator to look for; empty: any.
@@ -107,7 +112,7 @@ class Search:
         only: str = "",
         is_useless: Callable[[str, str], bool] = lambda broker_id, endpoint: False,
     ) -> None:
-        self._config, self._given = config, Route(given) if given else None
+        self._config, self._given = config, Route.given(given) if given else None
         self.known, self.only, self._is_useless = known or KnownBrokers(), only, is_useless
         #: set when something is told of where an orchestrator is
         self.news = threading.Event()
@@ -140,7 +145,8 @@ class Search:
     def find(self) -> Route | None:
         """Return the best route that is open now, if there is any."""
         if self._given is not None:
-            route = self._by_url(self._given.endpoint) if self._given.is_http else self._given
+            is_url = self._given.is_http
+            route = self._by_url(self._given.endpoint) if is_url else self._keyed(self._given)
             is_useless = route and self._is_useless(route.broker_id, route.endpoint)
             return None if is_useless else route
         return self._by_known() or (self._by_file() if self._is_listening else None)
@@ -158,6 +164,23 @@ class Search:
             self._refused = told(error.__cause__) or str(error)
             event(_log, logging.DEBUG, "url.failed", error=str(error))
             return None
+
+    def _keyed(self, given: Route) -> Route | None:
+        """Return the route with the key of who is said to be there; None: nobody tells of it."""
+        if given.server_key is not None:
+            return given
+        host, port = given.address
+        written = address_file.read(Path(self._config.data_dir), self._config.mesh)
+        told = [each for known in list(self.known.told.values()) for each in known]
+        for each in [*told, *([] if written is None else [written])]:
+            if each.port == port and host in each.addresses and each.server_key is not None:
+                return given._replace(server_key=each.server_key)
+        with contextlib.suppress(BrokerUnavailableError):
+            url = endpoint(host, self._config.web_port, "http")
+            body = _health_at(url, self._config.mesh_key)
+            if body["broker_port"] == port:
+                return given._replace(server_key=_key_of(body.get("server_key")))
+        return None
 
     def _by_known(self) -> Route | None:
         ids = [self.only] if self.only else list(self.known.told)
@@ -207,6 +230,9 @@ class Search:
         if self._given is None:
             return self._trouble_around() if route is None else _trouble_at(route)
         if not self._given.is_http:
+            why = why_unreachable(*self._given.address, deadline_s=WHY_LOOK_S)
+            if route is None and not why:
+                return f"{self._given.endpoint}: {KEYLESS}"
             return _trouble_at(self._given)
         url = self._given.endpoint
         shown = f"ORCHESTRATOR_URL {url}" if url == self._config.orchestrator_url else url
@@ -242,7 +268,7 @@ def find_route(broker: KnownBroker) -> Route | None:
     for port, scheme in ((broker.port, "tcp"), (broker.web_port, "http")):
         host = port and reachable_host(broker.addresses, port, deadline_s=TRY_S)
         if port and host:
-            return Route(endpoint(host, port, scheme), broker.broker_id)
+            return Route(endpoint(host, port, scheme), broker.broker_id, broker.server_key)
     return None
 
 
@@ -255,6 +281,19 @@ def find_route_by_url(url: str, *, key: str | None = None) -> Route:
 
     Raises:
         BrokerUnavailableError: nothing answers there, or not as an orchestrator does.
+    """
+    body = _health_at(url, key)
+    host, port = urlsplit(url).hostname or "", body["broker_port"]
+    is_open = first_reachable([(host, port)], deadline_s=TRY_S) is not None
+    place, broker_id = endpoint(host, port) if is_open else url, str(body.get("broker_id", ""))
+    return Route(place, broker_id, _key_of(body.get("server_key")))
+
+
+def _health_at(url: str, key: str | None) -> dict[str, Any]:
+    """Return what an orchestrator's ``/health`` tells, its ``broker_port`` at the least.
+
+    Raises:
+        BrokerUnavailableError: as of `find_route_by_url`.
     """
     import http.client  # slow to import, and most processes never need it
 
@@ -270,8 +309,12 @@ def find_route_by_url(url: str, *, key: str | None = None) -> Route:
     if isinstance(body, dict) and body.get("code") == "access.token":
         which = "another D8_MESH_KEY than this machine" if key else "a D8_MESH_KEY, set it here too"
         raise BrokerUnavailableError(f"the orchestrator at {url} has {which}")
-    if not isinstance(body, dict) or not isinstance(port := body.get("broker_port"), int):
+    if not isinstance(body, dict) or not isinstance(body.get("broker_port"), int):
         raise BrokerUnavailableError(f"what answers at {url} is no orchestrator")
-    host = parts.hostname or ""
-    is_open = first_reachable([(host, port)], deadline_s=TRY_S) is not None
-    return Route(endpoint(host, port) if is_open else url, str(body.get("broker_id", "")))
+    return body
+
+
+def _key_of(told: object) -> bytes | None:
+    """Return the public key that 64 hex digits stand for; None: they are none."""
+    is_key = isinstance(told, str) and re.fullmatch(r"[0-9a-f]{64}", told, re.ASCII)
+    return bytes.fromhex(str(told)) if is_key else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from d8mesh.config import Config
 from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge import address_file
 from d8mesh.edge.transport.connector import Connection, Connector
+from d8mesh.edge.transport.keys import KeyPair
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import MAX_BROKERS, KnownBrokers, Search
 
@@ -27,6 +29,7 @@ class Orchestrators:
         config: the mesh's name and key and the data folder stand there.
         url: ``http://HOST:PORT`` of an orchestrator, or ``tcp://HOST:PORT`` of a broker.
         known: where orchestrators were reached last.
+        keys: the worker's.
         wake: called when a link can be taken.
 
     Thread: the I/O thread, but for `told`.
@@ -38,13 +41,15 @@ class Orchestrators:
         *,
         url: str | None = None,
         known: Iterable[KnownBroker] = (),
+        keys: KeyPair,
         wake: Callable[[], None],
     ) -> None:
         #: new links to take: their key, the link, where it leads
         self.links: deque[tuple[str, Connection, Route]] = deque()
         #: broker id -> key of the link, where sessions stand; told by the I/O thread
         self.joined: dict[str, str] = {}
-        self._config, self._connector, self._known = config, Connector(wake), KnownBrokers()
+        self._config, self._connector = config, Connector(wake, keys=keys)
+        self._known = KnownBrokers()
         self._reconnectors: dict[str, Reconnector] = {}
         #: where a link was one too many -> the broker id that answered there
         self._doubles: dict[str, str] = {}
@@ -90,8 +95,11 @@ class Orchestrators:
     def reached(self, broker_id: str, route: Route) -> KnownBroker:
         """Return what is worth remembering of an orchestrator that a route led to."""
         host, port = route.address
-        told = self._known.told.get(broker_id)
-        return KnownBroker(broker_id, (host,), port, told[0].web_port if told else None)
+        key, told = route.server_key, self._known.told.get(broker_id, ())
+        found = next((each for each in told if each.server_key == key), None)
+        if found is None:
+            return KnownBroker(broker_id, (host,), port, None, key)
+        return replace(found, addresses=(host,), port=port)
 
     def close(self) -> None:
         """Stop looking for all of them, and close what was not taken."""

@@ -370,14 +370,14 @@ class WorkerRunner:
         self._links[key] = (link, route)
         if isinstance(link, DealerLink):
             self._loop.add(link)
-        self._perform(self.session.link_up(key, now))
+        self._perform(self.session.link_up(key, now, link.server_key))
 
     def _mind(self, key: str, link: Connection, now: float) -> None:
         """A connection is broken, or was: what was said meanwhile may be lost."""
         if link.is_renewed:
             link.is_renewed = False
             self._cut_since.pop(key, None)
-            self._perform(self.session.link_up(key, now))
+            self._perform(self.session.link_up(key, now, link.server_key))
         elif key not in self._cut_since:
             self._cut_since[key] = now
             for frame in link.receive(MESSAGES_PER_LINK):  # a goodbye may lie before the cut

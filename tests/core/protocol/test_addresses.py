@@ -102,10 +102,10 @@ def test_no_text_breaks_the_readers(text: str) -> None:
     host = host_of(text)
     assert host is None or host_of(f"[{host}]" if ":" in host else host) == host
     try:
-        address, port = parse_endpoint(text)
+        address, port, _ = parse_endpoint(text)
     except ConfigError:
         return
-    assert parse_endpoint(endpoint(address, port)) == (address, port)
+    assert parse_endpoint(endpoint(address, port)) == (address, port, None)
 
 
 def test_loopback_comes_first_then_ipv4_then_ipv6() -> None:
@@ -145,7 +145,7 @@ def test_candidates_are_bounded_and_admissible() -> None:
     ],
 )
 def test_an_endpoint_is_read_and_written(text: str, expected: tuple[str, int]) -> None:
-    assert parse_endpoint(text) == expected
+    assert parse_endpoint(text) == (*expected, None)
     assert endpoint(*expected).removeprefix("tcp://") == text.removeprefix("tcp://")
 
 

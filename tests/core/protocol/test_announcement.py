@@ -38,13 +38,25 @@ def read(strings: list[str] | list[bytes], port: int = 7010) -> Sighting:
     port=st.integers(1, 65535),
     web=st.none() | st.integers(1, 65535),
     kind=st.sampled_from(NodeKind),
+    keys=st.tuples(
+        st.none() | st.binary(min_size=32, max_size=32),
+        st.just(b"") | st.binary(min_size=32, max_size=32),
+        st.just("") | st.from_regex("[0-9a-f]{64}", fullmatch=True),
+    ),
 )
 def test_what_a_node_says_of_itself_is_read_back(
-    node: str, boot: str, mesh: str, port: int, web: int | None, kind: NodeKind
+    node: str,
+    boot: str,
+    mesh: str,
+    port: int,
+    web: int | None,
+    kind: NodeKind,
+    keys: tuple[bytes | None, bytes, str],
 ) -> None:
     said = Announcement(
-        kind=kind, node_id=node, boot_id=boot, mesh=mesh, port=port, web_port=web, version="0.1"
-    )
+        kind=kind, node_id=node, boot_id=boot, mesh=mesh, port=port, web_port=web, version="0.1",
+        server_key=keys[0], proof=keys[1], tls=keys[2],
+    )  # fmt: skip
     strings = [f"{key}={value}" for key, value in to_txt(said).items()]
     assert all(len(each) <= 255 for each in strings)
     heard = from_txt(kind, packed(strings), port=port)
@@ -55,6 +67,7 @@ def test_what_a_node_says_of_itself_is_read_back(
         port,
         web,
     )
+    assert (heard.server_key, heard.proof, heard.tls) == keys
 
 
 @given(st.binary(max_size=300))
@@ -73,7 +86,7 @@ def test_service_types_are_no_longer_than_allowed() -> None:
 
 
 def test_unknown_keys_are_left_for_later_versions() -> None:
-    assert read([*GOOD, "key=abc", "flag"]).web_port == 7001
+    assert read([*GOOD, "colour=abc", "flag"]).web_port == 7001
 
 
 @pytest.mark.parametrize(
@@ -85,6 +98,10 @@ def test_unknown_keys_are_left_for_later_versions() -> None:
         ([*GOOD, "ID=n2"], "twice"),
         (["id=\x1b[31m", *GOOD[1:]], "TXT id="),
         (["id=" + "n" * 129, *GOOD[1:]], "TXT id="),
+        ([*GOOD, "key=abc"], "TXT key='abc': expected 64 hex digits"),
+        ([*GOOD, "key=" + "G" * 64], "TXT key="),
+        ([*GOOD, "proof=" + "0" * 63], "TXT proof="),
+        ([*GOOD, "tls=" + "0" * 66], "TXT tls="),
         ([*GOOD[:4], "web=0"], "TXT web="),
         ([*GOOD[:4], "web=65536"], "TXT web="),
         ([*GOOD[:4], "web=x"], "TXT web="),
@@ -126,3 +143,6 @@ def test_the_record_has_the_rest_port_if_there_is_one(web_port: int | None) -> N
 
 def test_a_sighting_says_where_its_orchestrator_is() -> None:
     assert read(GOOD).broker == KnownBroker("n1", ("10.0.0.1",), 7010, 7001)
+    told = [*GOOD, "key=" + "6b" * 32, "proof=" + "70" * 32, "tls=" + "f0" * 32]
+    where = ("n1", ("10.0.0.1",), 7010, 7001)
+    assert read(told).broker == KnownBroker(*where, b"k" * 32, b"p" * 32, "f0" * 32)
