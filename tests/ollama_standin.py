@@ -200,8 +200,12 @@ class OllamaStandin:
     async def _stop(self) -> None:
         if self._server is None or self._ollama is None:
             return
-        self._server.close()
         self._ollama.is_closing = True
+        for bound in self._server.sockets:  # asyncio forgets what it accepts while it closes
+            with contextlib.suppress(NotImplementedError):
+                self._loop.remove_reader(bound)
+        await asyncio.sleep(0)
+        self._server.close()
         for _ in range(ACCEPT_TURNS):  # those that were accepted a moment ago too
             for each in list(self._connections):
                 each.abort()

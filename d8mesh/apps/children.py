@@ -54,12 +54,10 @@ class RunningCommand:
         try:
             return exit_code_of(self.process, timeout_s)
         finally:
-            self._pump.join(1.0)
-            if self.process.stdout is not None:
-                self.process.stdout.close()
+            self._pump.join(1.0)  # what the child has started may go on saying something
 
     def _listen(self, stream: IO[str]) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), stream:
             for line in stream:
                 self.lines.append(line.rstrip())
                 self.is_up.set()

@@ -36,11 +36,11 @@ _CODES: Final[Mapping[int, str]] = {
         "access.forbidden access.pending access.key access.orchestrator_key access.scope "
         "http.host http.origin http.peer"
     ),
-    404: "task.unknown worker.unknown model.unknown backend.missing http.not_found",
+    404: "task.unknown worker.unknown model.unknown member.unknown backend.missing http.not_found",
     405: "http.method",
     408: "http.timeout",
-    409: "key.conflict task.failed task.cancelled worker.id_taken",
-    410: "task.pruned",
+    409: "key.conflict task.failed task.cancelled worker.id_taken member.ambiguous",
+    410: "task.pruned http.gone",
     413: "task.too_large http.too_large",
     414: "http.url_too_long",
     415: "http.media_type",
@@ -48,7 +48,7 @@ _CODES: Final[Mapping[int, str]] = {
     431: "http.headers_too_large",
     500: (
         "d8.error config.invalid core.transition task.error model.error client.wrong_loop "
-        "worker.error worker.outbox_broken worker.handler journal.failed journal.held "
+        "worker.error member.error worker.outbox_broken worker.handler journal.failed journal.held "
         "journal.broken config.key_file"
     ),
     502: "backend.failed backend.memory backend.stalled backend.answer backend.too_large",
@@ -83,6 +83,14 @@ class Refusal(Exception):
         self.code, self.headers = code, headers
         #: told beside error and code
         self.facts: Mapping[str, object] = {}
+
+
+class ToldProblem(msgspec.Struct):
+    """What `problem` tells: a text, a code, and of a forgotten task since when it is."""
+
+    error: str
+    code: str
+    pruned_at: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class PushedBody(Protocol):

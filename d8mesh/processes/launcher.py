@@ -20,13 +20,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from msgspec import structs
+
 from d8mesh.config import Config
+from d8mesh.core.broker.effects import Notice
 from d8mesh.edge import data_folder, logs
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import bind
+from d8mesh.edge.presence import Presence
 from d8mesh.processes.closed import refuse_public
 from d8mesh.processes.console import OrchestratorConsole
 from d8mesh.processes.parent import ask_to_end, end_when_told, exit_code_of, start_child
+from d8mesh.processes.takeover import take_over
 
 #: Pauses before a child that died is brought back: none, then these, doubling up to a cap.
 FIRST_RESTART_S: Final = 0.1
@@ -38,6 +43,9 @@ MAX_START_PAUSE_S: Final = 2.0
 HEALTHY_S: Final = 5.0
 #: Time for children to end by themselves before they are killed.
 END_S: Final = 10.0
+#: A process that has just let its files go lets its port go within this time.
+PORT_S: Final = 1.0
+PORT_LOOK_S: Final = 0.05
 #: Exit codes of a child that a restart cannot mend.
 FINAL_EXITS: Final = frozenset({2, 3, 4})
 #: The pause between looks at the children; the death of one ends it.
@@ -51,10 +59,18 @@ def run(config: Config, options: argparse.Namespace) -> int:
     refuse_public(config)
     data_folder.require(Path(config.data_dir), "orchestrator", "logs")
     logs.setup("orchestrator", level=config.log_level, folder=_logs(config), to_stderr=False)
-    _refuse_taken_port(config)
     stop = threading.Event()
     end_when_told(stop.set, with_parent=options.with_parent)
-    return _Launcher(config).run(stop)
+    launcher = _Launcher(config)
+    presence, has_waited = take_over(
+        _journal(config), tell=launcher.console.waiting, pause=stop.wait
+    )
+    try:
+        if not stop.is_set():
+            _refuse_taken_port(config, PORT_S if has_waited else 0.0)
+        return launcher.run(stop, presence)
+    finally:
+        presence.leave()
 
 
 def pause_before_start(deaths: int, *, was_up: bool) -> float:
@@ -71,11 +87,17 @@ def run_broker(config: Config, options: argparse.Namespace) -> int:
     refuse_public(config)
     web_port = int(options.rest[1]) if options.rest else None  # after --web-port
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
-    broker = Broker(config, _journal(config).parent, web_port=web_port)
+    broker = Broker(config, _journal(config).parent, web_port=web_port, say=_tell_launcher)
     end_when_told(broker.stop)
     print(json.dumps({"event": "ready", **asdict(broker.ready)}), flush=True)
     broker.run()
     return 0
+
+
+def _tell_launcher(notice: Notice) -> None:
+    """Pass on what whoever runs the orchestrator should know; nobody may be there any more."""
+    with contextlib.suppress(OSError, ValueError):
+        print(json.dumps({"event": "notice", **structs.asdict(notice)}), flush=True)
 
 
 @dataclass(slots=True, eq=False)
@@ -98,14 +120,19 @@ class _Launcher:
     """Keeps the two children running."""
 
     def __init__(self, config: Config) -> None:
-        self._console = OrchestratorConsole(config, Path(config.data_dir).absolute())
+        self.console = OrchestratorConsole(config, Path(config.data_dir).absolute())
         self._broker = _KeptAlive("broker", ["_broker", "--web-port", str(config.web_port)])
         self._web = _KeptAlive("web", [])
         self._port = 0
         self._said = False
         self._news = threading.Event()
 
-    def run(self, stop: threading.Event) -> int:
+    def run(self, stop: threading.Event, presence: Presence) -> int:
+        """Keep them running until `stop` is set; return the exit code.
+
+        Args:
+            presence: left before the children are ended, so that a start waits for their end.
+        """
         code = 0
         try:
             while not stop.is_set():
@@ -118,17 +145,18 @@ class _Launcher:
                 self._news.clear()
         finally:
             if self._said and stop.is_set():
-                self._console.stopping(END_S)
+                self.console.stopping(END_S)
+            presence.leave()
             self._end()
         if self._said and not code:
-            self._console.stopped()
+            self.console.stopped()
         return code
 
     def _tend(self, child: _KeptAlive, tell: Callable[[str], None]) -> int:
         """Start it if it is not running; return an exit code if there is no use in going on."""
         while not child.lines.empty():
             child.is_up = True
-            self._console.rose(child.name)
+            self.console.rose(child.name)
             tell(child.lines.get())
         now = time.monotonic()
         if child.process is not None:
@@ -138,7 +166,7 @@ class _Launcher:
             child.process = None
             if code in FINAL_EXITS or (not self._said and code > 0):  # killed: it tries again
                 if self._said:
-                    self._console.gave_up(child.name, code)
+                    self.console.gave_up(child.name, code)
                 return code
             if now - child.started > HEALTHY_S:
                 child.deaths = 0
@@ -149,7 +177,7 @@ class _Launcher:
                 _log, logging.WARNING, "child.died", child=child.name, code=code, again_in_s=pause_s
             )
             if not child.is_replaced:
-                self._console.fell(child.name, code, pause_s)
+                self.console.fell(child.name, code, pause_s)
             child.is_replaced = False
         if now >= child.not_before:
             self._start(child, now)
@@ -163,11 +191,19 @@ class _Launcher:
         ).start()
 
     def _ready(self, line: str) -> None:
-        """The broker is up: tell the REST process where, starting it anew if that changed."""
+        """The broker is up: tell the REST process where, starting it anew if that changed.
+
+        Later lines are of who waits or was refused.
+        """
         told = json.loads(line)
-        if told["port"] != self._port:
-            self._port = told["port"]
-            self._web.arguments = ["_web", "--broker", f"tcp://127.0.0.1:{self._port}"]
+        if told["event"] == "notice":
+            self.console.noticed(told)
+            return
+        self._port = told["port"]
+        endpoint = f"tcp://127.0.0.1:{self._port}?key={told['server_key']}"
+        arguments = ["_web", "--broker", endpoint]
+        if arguments != self._web.arguments:
+            self._web.arguments = arguments
             if self._web.process is not None:
                 self._web.is_replaced = True
                 ask_to_end(self._web.process)
@@ -177,7 +213,7 @@ class _Launcher:
         told = json.loads(line)
         if not self._said:
             self._said = True
-            self._console.started(self._broker_id, web_port=told["port"], broker_port=self._port)
+            self.console.started(self._broker_id, web_port=told["port"], broker_port=self._port)
 
     def _end(self) -> None:
         """End the children: REST first, so that nobody is told of a broker that has gone."""
@@ -210,14 +246,17 @@ def _logs(config: Config) -> Path:
     return Path(config.data_dir) / "logs"
 
 
-def _refuse_taken_port(config: Config) -> None:
-    """Say at once who holds the REST port: the child could only die of it."""
+def _refuse_taken_port(config: Config, patience_s: float) -> None:
+    """Say who holds the REST port: the child could only die of it."""
     host = "127.0.0.1" if config.web_host == "localhost" else config.web_host
-    try:
-        bind(host, config.web_port).close()
-    except OSError as error:
-        from d8mesh.edge.sqlite import refuse_held  # slow to import, and seldom needed
-        from d8mesh.processes.web_main import refused_bind
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            bind(host, config.web_port).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= until:
+                from d8mesh.processes.web_main import refused_bind  # slow, and seldom needed
 
-        refuse_held(_journal(config))
-        raise refused_bind(config.web_host, config.web_port, error) from error
+                raise refused_bind(config.web_host, config.web_port, error) from error
+        time.sleep(PORT_LOOK_S)

@@ -24,13 +24,16 @@ from typing import Final
 from d8mesh.config import Config
 from d8mesh.doors.anthropic.door import anthropic_door
 from d8mesh.doors.anthropic.listing import AnthropicModels
+from d8mesh.doors.api_document import document_door
 from d8mesh.doors.batches.door import batch_runner, batches_door
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.ollama.routes import ollama_door
+from d8mesh.doors.openai.described import OpenAiProblem
 from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.doors.openai.routes import openai_door
 from d8mesh.doors.rest.api import rest_door
+from d8mesh.doors.rest.members import join_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
 from d8mesh.doors.waiting import MAX_WAITS, Places
 from d8mesh.edge import logs
@@ -47,6 +50,7 @@ from d8mesh.http.server import MAX_CONNECTIONS, Server
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.processes.closed import guard_of, refuse_public
 from d8mesh.processes.parent import end_when_told
+from d8mesh.processes.takeover import web_presence
 from d8mesh.processes.token_watch import TokenWatch
 
 #: Partial output of a task submitted with ``"listen": true`` is kept so long after its end.
@@ -66,14 +70,18 @@ _log: Final = logging.getLogger("d8mesh.web")
 
 
 def run_web(config: Config, options: argparse.Namespace) -> int:
-    """Serve REST until told to stop, or until the parent is gone: ``--broker tcp://HOST:PORT``."""
+    """Serve REST until told to stop, or until the parent is gone: ``--broker ENDPOINT``."""
     _, broker = options.rest
     folder = Path(config.data_dir) / "logs"
     logs.setup("web", level=config.log_level, folder=folder, to_stderr=False)
     refuse_public(config)
     _raise_descriptor_limit()
-    bound = bind_patiently(config.web_host, config.web_port)
-    return asyncio.run(_serve(config, broker, bound))
+    presence = web_presence(Path(config.data_dir) / "orchestrator")
+    try:
+        bound = bind_patiently(config.web_host, config.web_port)
+        return asyncio.run(_serve(config, broker, bound))
+    finally:
+        presence.leave()
 
 
 async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
@@ -90,10 +98,12 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     runner = batch_runner(config, mesh, catalogue, spend)
     doors = [
         rest_door(mesh, waits, rejections),
-        tunnel_door(exchange, mesh, waits),
+        join_door(mesh, waits),
+        tunnel_door(exchange),
         *_llm_doors(config, mesh, chats, catalogue),
-        batches_door(runner, openai_problem),
+        batches_door(runner, openai_problem, OpenAiProblem),
     ]
+    doors.append(document_door(doors))
     application = Application(doors, guard, rejections)
     watch.tokens.on_end += [chats.end_token, application.end_token]
     server = Server(application, [bound], guard.admits, rejections, application.refused)

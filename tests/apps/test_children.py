@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from d8mesh.apps.children import Children
+from d8mesh.apps.children import Children, RunningCommand
 from tests.end_to_end.processes import until
 
 PATIENCE_S = 60.0
@@ -47,3 +50,20 @@ def test_an_error_inside_ends_the_children_too() -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert not started[0].is_running
+
+
+def test_a_child_that_leaves_one_of_its_own_behind_has_ended_all_the_same() -> None:
+    left = "import sys; print('left', flush=True); sys.stdin.read()"
+    code = (
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {left!r}]); sys.exit(3)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    child = RunningCommand("child", process, None)
+    assert child.wait(PATIENCE_S) == 3
+    until(lambda: child.lines, "the line of the one that is left")
+    child.close_input()
+    child._pump.join(PATIENCE_S)
+    assert process.stdout is not None
+    assert process.stdout.closed

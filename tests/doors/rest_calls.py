@@ -39,12 +39,12 @@ class Rest:
         stack.callback(lambda: self.loop.run(self._end()))
 
     async def _begin(self) -> None:
-        endpoint = f"tcp://127.0.0.1:{self.port}"
+        endpoint = self.mesh.endpoint(self.port)
         self.client = AsyncNode(self.mesh.config(), endpoint=endpoint, url=None)
         self.exchange = Exchange(endpoint)
         doors = [
             rest_door(self.client, self.waits, self.rejections),
-            tunnel_door(self.exchange, self.client, self.waits),
+            tunnel_door(self.exchange),
         ]
         self.application = Application(doors, Guard(), self.rejections)
 

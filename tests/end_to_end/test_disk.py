@@ -19,7 +19,7 @@ import pytest
 from d8mesh.apps.children import Children, RunningCommand
 from d8mesh.apps.demo import free_ports
 from d8mesh.config import Config
-from d8mesh.nodes.client import Client
+from d8mesh.nodes.client import Client, Task
 from tests.end_to_end.processes import PATIENCE_S, until
 
 if not sys.platform.startswith("linux"):
@@ -198,11 +198,20 @@ def test_a_worker_with_a_full_disk_takes_no_more_and_says_so(disk: Path, tmp_pat
             ballast = fill_up(disk, leave_bytes=0)
             assert slow.result(timeout=60)["output"] == {"done": True}
 
-            def reason() -> str:
-                return str(rest(running.worker_url, "/health")[1] or "")
+            def outbox() -> object:
+                """Return what it says of its outbox: None: all is well; "": it says nothing."""
+                return rest(running.worker_url, "/health")[1].get("outbox", "")
 
-            until(lambda: "outbox" in reason(), "the worker's word of its outbox")
+            def is_left_waiting() -> bool:
+                tasks.append(client.submit("slow", {"seconds": 0, "trace": str(trace)}))
+                with contextlib.suppress(TimeoutError):
+                    tasks[-1].result(timeout=2)
+                    return False
+                return True
+
+            until(outbox, "the worker's word of its outbox")
+            tasks: list[Task] = []
+            until(is_left_waiting, "the worker taking no more")
             ballast.unlink()
-            until(lambda: reason() and "outbox" not in reason(), "the worker noticing room")
-            again = client.submit("slow", {"seconds": 0, "trace": str(trace)})
-            assert again.result(timeout=60)["output"] == {"done": True}
+            until(lambda: outbox() is None, "the worker noticing room")
+            assert tasks[-1].result(timeout=60)["output"] == {"done": True}

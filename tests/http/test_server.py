@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
+import socket
 import time
+import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator
 from functools import partial
 
@@ -76,6 +79,25 @@ def test_who_was_turned_away_holds_nothing_when_the_server_ends() -> None:
         with contextlib.suppress(ConnectionError):
             while caller.recv(65536):
                 pass
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_who_is_accepted_while_the_server_ends_is_left_by_it_too(turns: int) -> None:
+    async def ended() -> None:
+        found = Server(Served.application, [bind("127.0.0.1", 0)], bool, Rejections())  # type: ignore[arg-type]
+        await found.start()
+        callers = [socket.create_connection(("127.0.0.1", found.ports[0])) for _ in range(5)]
+        for _ in range(turns):  # not accepted, accepted, known
+            await asyncio.sleep(0)
+        await found.close()
+        for caller in callers:
+            caller.close()
+
+    with warnings.catch_warnings(record=True) as left_open:
+        warnings.simplefilter("always", ResourceWarning)
+        asyncio.run(ended())
+        gc.collect()
+    assert left_open == []
 
 
 def test_the_port_is_free_as_soon_as_it_is_closed(here: Served) -> None:

@@ -111,6 +111,14 @@ def test_a_child_that_fell_and_rose_is_told_with_why_and_how_long(tmp_path: Path
     assert said[3] == "the REST process ended (exit code 4), and starting it again would not help"
 
 
+def test_who_is_waited_for_is_told_with_how_long(tmp_path: Path) -> None:
+    console, said = made(Config(), tmp_path)
+    console.waiting(10.0)
+    assert said == [
+        "an earlier orchestrator of this folder is still ending: it is waited for, 10 s at most"
+    ]
+
+
 def test_an_ending_is_told_in_words() -> None:
     assert ending(3) == "exit code 3"
     assert ending(-signal.SIGTERM) == "killed by SIGTERM"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -109,7 +110,7 @@ def test_the_rest_is_asked_to_end_and_not_killed_when_the_broker_has_moved() -> 
     )
     launcher = _Launcher(Config())
     launcher._web.process = child
-    launcher._ready('{"port": 7011, "broker_id": "o"}')
+    launcher._ready('{"port": 7011, "broker_id": "o", "server_key": "k"}')
     assert child.wait(PATIENCE_S) == 0
     assert child.stdout is not None
     with child.stdout as said:
@@ -186,6 +187,37 @@ def test_two_on_one_folder_are_refused(children: Children) -> None:
     code, said = ended(children.start("second", "orchestrator", settings=again))
     assert code == 3
     assert "in use by another orchestrator" in said
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="children are found in /proc")
+@pytest.mark.parametrize("process", ["_broker", "_web"])
+def test_a_start_waits_for_what_a_launcher_that_was_killed_has_left(
+    children: Children, process: str
+) -> None:
+    killed = up(children)
+    left = child_running(killed.process.pid, process)
+    assert left is not None
+    unnoticed = os.open(f"/proc/{left}/fd/0", os.O_WRONLY)  # its standard input does not end
+    try:
+        kill(killed.process.pid)
+        killed.process.wait(PATIENCE_S)
+        child = children.start("again", "orchestrator")
+        until(lambda: child.is_up.is_set() or not child.is_running, "a first line")
+        assert "an earlier orchestrator of this folder is still ending" in child.lines[0]
+    finally:
+        os.close(unnoticed)
+    until(lambda: len(child.lines) > 1 or not child.is_running, "the start")
+    assert child.lines[1].startswith("orchestrator orch-"), list(child.lines)
+    child.close_input()
+    assert child.wait(PATIENCE_S) == 0
+
+
+def test_a_start_waits_for_an_orchestrator_that_is_told_to_stop(children: Children) -> None:
+    first = up(children)
+    first.close_input()
+    child = children.start("again", "orchestrator")
+    until(lambda: any("REST on port" in line for line in child.lines), "the second start")
+    assert first.wait(PATIENCE_S) == 0
 
 
 def test_a_broken_journal_is_refused_and_kept(children: Children, tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import socket
 import time
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+
+import pytest
 
 from tests.ollama_standin import OllamaStandin
 from tests.standin.calls import Answered, ask, asking, get, post
@@ -164,3 +169,21 @@ def test_a_thousand_streams_run_at_once_and_each_end_is_seen() -> None:
             each.close()
         standin.wait_until(lambda: len(standin.counters.cancelled) == 1000, within_s=60)
         assert standin.running == 0
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_who_is_accepted_while_it_is_switched_off_is_left_by_it_too(turns: int) -> None:
+    async def switched_off(standin: OllamaStandin) -> None:
+        callers = [socket.create_connection(("127.0.0.1", standin.port)) for _ in range(5)]
+        for _ in range(turns):  # not accepted, accepted, known
+            await asyncio.sleep(0)
+        await standin._stop()
+        for caller in callers:
+            caller.close()
+
+    with warnings.catch_warnings(record=True) as left_open:
+        warnings.simplefilter("always", ResourceWarning)
+        with OllamaStandin(models=[MODEL]) as standin:
+            standin._call(switched_off(standin))
+        gc.collect()
+    assert left_open == []

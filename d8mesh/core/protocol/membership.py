@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -21,6 +22,8 @@ FINGERPRINT_CHARS: Final = 16
 _GROUP_CHARS: Final = 4
 #: How the pass of our own nodes begins.
 WEB_PASS_PREFIX: Final = "d8p_"
+#: How the pass of a link begins.
+LINK_PASS_PREFIX: Final = "d8l_"
 
 
 class JoinMode(Enum):
@@ -29,6 +32,43 @@ class JoinMode(Enum):
     LAN = "lan"  #: whoever is on an attached private network
     APPROVE = "approve"  #: whose key has been approved
     KEY = "key"  #: who knows the mesh key
+
+
+class Verdict(Enum):
+    """What a connection is told before a frame of it is read; the values are ZAP's statuses."""
+
+    ADMITTED = "200"  #: it may speak
+    WAITING = "400"  #: its key has not been approved yet, or not for now
+    REFUSED = "500"  #: it may not
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a worker or client shows an orchestrator, and asks of it in return.
+
+    `secret` is the mesh secret; None: no mesh key is set, so nothing is shown or asked.
+    """
+
+    public: bytes = b""
+    secret: bytes | None = field(default=None, repr=False)
+
+    def shown_to(self, server_key: bytes | None) -> bytes:
+        """Return the proof for the HELLO to the orchestrator that has this key."""
+        if self.secret is None or server_key is None:
+            return b""
+        return join_proof(self.secret, server_key, self.public)
+
+    def accept(self, server_key: bytes | None, proof: bytes) -> bool:
+        """Return whether a WELCOME with this proof is one of our mesh."""
+        if self.secret is None or server_key is None:
+            return True
+        return is_same_proof(proof, welcome_proof(self.secret, server_key, self.public))
+
+
+#: Of who has no mesh key.
+NOTHING_TO_SHOW: Final = Credentials()
+#: What is said of an orchestrator whose WELCOME is not accepted.
+UNPROVEN: Final = "does not know this machine's D8_MESH_KEY: nothing is said to it"
 
 
 def fingerprint(public_key: bytes) -> str:
@@ -72,6 +112,15 @@ def web_pass(secret: bytes) -> str:
     It opens the HTTP port and nothing else: no worker and no orchestrator can be made with it.
     """
     return f"{WEB_PASS_PREFIX}{_proof(b'web', secret, b'').hex()}"
+
+
+def link_pass(secret: bytes, link_id: str) -> str:
+    """Return what opens a link through the REST port.
+
+    Whoever hears it can do nothing else with it, and a link alone is worth nothing: who comes
+    through it proves itself to the broker like everybody.
+    """
+    return f"{LINK_PASS_PREFIX}{_proof(b'link', secret, link_id.encode()).hex()}"
 
 
 def is_same_proof(one: bytes, other: bytes) -> bool:

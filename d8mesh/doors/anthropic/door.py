@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.core.protocol.chat import THINKING
+from d8mesh.doors.anthropic.described import ANTHROPIC_CALLS, AnthropicProblem
 from d8mesh.doors.anthropic.message_answer import message_body
 from d8mesh.doors.anthropic.message_request import AskedMessage, asked_of_message
 from d8mesh.doors.anthropic.message_stream import MessageForm
@@ -20,7 +21,7 @@ from d8mesh.doors.llm.ignored import ignored_fields_header
 from d8mesh.doors.llm.wanted import FindsModels, HasAbilities
 from d8mesh.http.answers import Refusal, Response, answer
 from d8mesh.http.origins import no_origin
-from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request
+from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request, with_descriptions
 from d8mesh.http.strict import parse_lenient_json
 
 ANTHROPIC: Final = "anthropic"
@@ -59,8 +60,9 @@ def anthropic_door(
         taken(f"{batches}/<path:inner>", no_batches, method="DELETE"),
     )
     return Door(
-        routes=routes,
+        routes=with_descriptions(routes, ANTHROPIC_CALLS),
         problem=anthropic_problem,
+        problem_kind=AnthropicProblem,
         prefixes=(MESSAGES_PATH,),
         origins=origins,
         scopes=frozenset({TokenScope.CHAT}),

@@ -14,6 +14,12 @@ from d8mesh.core.protocol.source import TaskSource
 from d8mesh.doors.batches.answering import BatchRequests
 from d8mesh.doors.batches.batch_folder import BatchFolder, LlmBatch, told
 from d8mesh.doors.batches.creation import WantedBatch, wanted_batch
+from d8mesh.doors.batches.described import (
+    BATCHES_CALLS,
+    BATCHES_LISTED,
+    MAX_BATCHES_LISTED,
+    MAX_FILES_LISTED,
+)
 from d8mesh.doors.batches.runner import BatchRunner
 from d8mesh.doors.batches.stored_files import FileFolder, StoredFile
 from d8mesh.doors.batches.uploads import BATCH, FORM_BYTES, MAX_UPLOAD_BYTES, Upload
@@ -24,15 +30,11 @@ from d8mesh.doors.query import integer
 from d8mesh.errors import D8Error, InvalidTaskError
 from d8mesh.http.answers import Refusal, Response, answer
 from d8mesh.http.multipart import boundary_of
-from d8mesh.http.routes import Door, HttpRoute, Request
+from d8mesh.http.routes import Door, HttpRoute, Request, with_descriptions
 from d8mesh.nodes.client.aio.node import AsyncNode
 
 #: In the data folder; the door's name, too.
 DOOR_FOLDER: Final = "batches"
-#: Of a list, as OpenAI has it.
-MAX_FILES_LISTED: Final = 10_000
-MAX_BATCHES_LISTED: Final = 100
-BATCHES_LISTED: Final = 20
 #: Read and sent at once.
 SENT_BYTES: Final = 256 * 1024
 #: Longest id that is looked for; ours have thirty characters.
@@ -61,11 +63,14 @@ def batch_runner(
     )
 
 
-def batches_door(runner: BatchRunner, problem: Callable[[D8Error | Refusal], Response]) -> Door:
+def batches_door(
+    runner: BatchRunner, problem: Callable[[D8Error | Refusal], Response], problem_kind: type
+) -> Door:
     """Return the door.
 
     Args:
         problem: tells errors in OpenAI's form.
+        problem_kind: the type of what that makes.
     """
     files, batches = FileCalls(runner), BatchCalls(runner)
     most = MAX_UPLOAD_BYTES + FORM_BYTES
@@ -90,8 +95,9 @@ def batches_door(runner: BatchRunner, problem: Callable[[D8Error | Refusal], Res
         HttpRoute("/v1/batches/<batch_id>/cancel", batches.cancel, method="POST", takes=None),
     )
     return Door(
-        routes=routes,
+        routes=with_descriptions(routes, BATCHES_CALLS),
         problem=problem,
+        problem_kind=problem_kind,
         prefixes=("/v1/files", "/v1/batches"),
         scopes=frozenset({TokenScope.CHAT}),
     )

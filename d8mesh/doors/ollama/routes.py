@@ -11,6 +11,7 @@ from d8mesh.core.protocol.access_tokens import ADMIN_ONLY, TokenScope
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.ollama.changes import ChangeCalls, named_in_change, pull_in, source_in
+from d8mesh.doors.ollama.described import OLLAMA_CALLS, OllamaProblem
 from d8mesh.doors.ollama.errors import REQUEST_ID, ollama_problem, request_id
 from d8mesh.doors.ollama.lists import ListCalls, shown_in
 from d8mesh.doors.ollama.pulls import Pulls
@@ -19,7 +20,7 @@ from d8mesh.doors.ollama.texts import TextCalls
 from d8mesh.doors.ollama.vector_requests import embed_in, embeddings_in
 from d8mesh.http.answers import Response
 from d8mesh.http.origins import no_origin
-from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request
+from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request, with_descriptions
 from d8mesh.nodes.client.aio.node import AsyncNode
 
 #: Of a body of which nothing is read: it is refused for what it is, not for its size.
@@ -80,8 +81,11 @@ def ollama_door(
         unread("/api/experimental/<path:rest>", lists.experimental),
     )
     return Door(
-        routes=[replace(each, call=partial(_named, each.call)) for each in routes],
+        routes=with_descriptions(
+            (replace(each, call=partial(_named, each.call)) for each in routes), OLLAMA_CALLS
+        ),
         problem=ollama_problem,
+        problem_kind=OllamaProblem,
         prefixes=OLLAMA_PATHS,
         origins=origins,
         scopes=frozenset({TokenScope.CHAT}),

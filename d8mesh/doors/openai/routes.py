@@ -10,9 +10,10 @@ from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.openai.asking import CallAnswers
 from d8mesh.doors.openai.calls import CALLS
+from d8mesh.doors.openai.described import OPENAI_CALLS, OpenAiProblem
 from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.doors.openai.listing import AnswersOthers, ListingCalls
-from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute
+from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, with_descriptions
 
 #: Paths whose errors are told in OpenAI's form.
 OPENAI_PREFIXES: Final = ("/v1",)
@@ -51,8 +52,9 @@ def openai_door(
             )
         )
     return Door(
-        routes=routes,
+        routes=with_descriptions(routes, OPENAI_CALLS),
         problem=openai_problem,
+        problem_kind=OpenAiProblem,
         prefixes=OPENAI_PREFIXES,
         origins=origins,
         scopes=frozenset({TokenScope.CHAT}),

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from d8mesh.core.protocol.access_tokens import ALL_SCOPES, TokenScope
 from d8mesh.doors.rest import schemas
+from d8mesh.doors.rest.described import REST_CALLS
 from d8mesh.doors.rest.schemas import NamedReport, Report, WorkerId, body_of, report_of
 from d8mesh.doors.rest.streams import StreamCalls
 from d8mesh.doors.rest.tasks import BROKER_ASK_S, TaskCalls
@@ -21,7 +22,7 @@ from d8mesh.doors.waiting import Places, require_broker
 from d8mesh.errors import D8Error, NodeClosedError
 from d8mesh.http.answers import Response, answer
 from d8mesh.http.guard import Rejections
-from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request
+from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request, with_descriptions
 from d8mesh.nodes.client.aio.node import AsyncNode
 
 _SUBMIT: Final = frozenset({TokenScope.SUBMIT})
@@ -31,7 +32,7 @@ HEALTH_S: Final = 1.0
 #: What `/health` tells whoever has no key: what mDNS tells everybody, and no more.
 _PUBLIC: Final = ("broker_id", "broker_port", "mesh", "server_key", "proof", "tls")
 #: What `/health` tells of the broker even while it does not answer.
-_LASTING: Final = ("broker_id", "broker_port", "mesh", "version")
+_LASTING: Final = ("broker_id", "broker_port", "server_key", "proof", "mesh", "version")
 
 
 def rest_door(mesh: AsyncNode, waits: Places, rejections: Rejections) -> Door:
@@ -78,7 +79,7 @@ def rest_door(mesh: AsyncNode, waits: Places, rejections: Rejections) -> Door:
         get_work("/api/workers/<worker_id>/tasks", workers.poll, is_for_programs=True),
     )
     return Door(
-        routes=routes,
+        routes=with_descriptions(routes, REST_CALLS),
         before=lambda _: require_broker(mesh, waits),
         scopes=_SUBMIT,
     )

@@ -59,37 +59,32 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self._lock = filelock.FileLock(path, blocking=False, thread_local=False)
-        holder = path.with_suffix(".holder")
         try:
             self._lock.acquire()
         except filelock.Timeout as error:
-            who = holder.read_text("utf-8")[:100] if holder.exists() else "an unknown process"
-            raise JournalHeldError(
-                f"{path.with_suffix('')} is in use by another orchestrator ({who}): stop it "
-                "first, or give this one its own D8_DATA_DIR"
-            ) from error
+            raise held(path.with_suffix("")) from error
         except OSError as error:
             raise JournalError(
                 f"{path.with_suffix('')} cannot be used ({error.strerror or error}): let this user "
                 "write in its folder, or set another D8_DATA_DIR"
             ) from error
         with contextlib.suppress(OSError):  # on a full disk: it is for people only
-            holder.write_text(f"process {os.getpid()}", "utf-8")
+            path.with_suffix(".holder").write_text(f"process {os.getpid()}", "utf-8")
 
     def close(self) -> None:
         """Let it go."""
         self._lock.release()
 
 
-def refuse_held(path: Path) -> None:
-    """Refuse a journal that another orchestrator uses; does nothing else.
-
-    Raises:
-        JournalHeldError: another process has it.
-    """
-    lock = path.with_name(path.name + ".lock")
-    if lock.exists():
-        Lock(lock).close()
+def held(path: Path) -> JournalHeldError:
+    """Return the refusal of a journal that another orchestrator uses, which says who that is."""
+    who = "an unknown process"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        who = path.with_name(path.name + ".holder").read_text("utf-8")[:100]
+    return JournalHeldError(
+        f"{path} is in use by another orchestrator ({who}): stop it first, or give this one its "
+        "own D8_DATA_DIR"
+    )
 
 
 def refusal(path: Path, error: Exception) -> JournalError:

@@ -187,6 +187,17 @@ def test_a_full_outbox_closes_the_window() -> None:
     assert hello.window == 0
 
 
+def test_a_bad_disk_closes_the_window_at_once() -> None:
+    session = _session()
+    _join(session)
+    session.tick(1.0)
+    session.flow.is_disk_bad = True
+    (told,) = _sent(session.tick(1.1))
+    assert isinstance(told, Heartbeat)
+    assert told.window == 0
+    assert session.tick(1.2) == []
+
+
 def test_the_window_grows_for_quick_tasks_and_not_for_long_ones() -> None:
     def window_after(duration_s: float) -> int:
         session = _session()
@@ -835,7 +846,8 @@ def test_a_worker_that_cannot_keep_results_offers_no_services() -> None:
     _join(session)
     session.tick(0.1)
     session.flow.is_disk_bad = True
-    assert _sent(session.tick(1.0)) == [Services([], [], [], [], [])]
+    told = [each for each in _sent(session.tick(1.0)) if isinstance(each, Services)]
+    assert told == [Services([], [], [], [], [])]
     session.flow.is_disk_bad = False
     assert _sent(session.tick(2.0)) == [Services(["agent_action"], [_offered()], [], [], [])]
 

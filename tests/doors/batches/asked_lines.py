@@ -51,7 +51,7 @@ class SaidMesh:
         mesh.run(worker)
 
     def node(self) -> AsyncNode:
-        endpoint = f"tcp://127.0.0.1:{self.port}"
+        endpoint = self.mesh.endpoint(self.port)
         return AsyncNode(self.mesh.config(), endpoint=endpoint, url=None)
 
 
