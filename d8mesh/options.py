@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from d8mesh import option_values as values
-from d8mesh.core.protocol.access_tokens import TokenScope
+from d8mesh.core.protocol.access_tokens import ALL_SCOPES, TokenScope
 
 TASK_STATES: Final = ("queued", "delayed", "running", "completed", "failed", "cancelled")
 BATCH_ORDERS: Final = ("input", "done")
@@ -357,7 +357,7 @@ def token(parser: argparse.ArgumentParser) -> None:
     create.add_argument(
         "--scope",
         action="append",
-        choices=[each.value for each in TokenScope],
+        choices=[each.value for each in TokenScope if each in ALL_SCOPES],
         default=[],
         metavar="SCOPE",
         help="what it is for; may be given again: chat (language models, files, batches), submit "

@@ -19,7 +19,7 @@ from d8mesh.core.protocol.addresses import endpoint
 from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
 from d8mesh.edge.network import reachable_host, usable_addresses
 from d8mesh.edge.terminal import as_json, say, width
-from d8mesh.edge.web_pass import bearer_for
+from d8mesh.nodes.credentials import web_fields
 from d8mesh.program import command_name
 from d8mesh.words import escaped, tr, translated
 
@@ -87,7 +87,7 @@ def look(
         try:
             health = ask(url, "/health", answer_s=answer_s)
             if isinstance(health, dict) and health.get("code") == "access.token":
-                shown = bearer_for(config, health, is_given=url == config.orchestrator_url)
+                shown = web_fields(config, health, is_given=url == config.orchestrator_url)
                 health = ask(url, "/health", answer_s=answer_s, headers=shown)
         except OSError:
             continue

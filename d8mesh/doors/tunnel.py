@@ -286,7 +286,7 @@ def tunnel_door(exchange: Exchange) -> Door:
         max_body_bytes=MAX_TUNNEL_BYTES,
         ends_with_caller=True,
     )
-    return Door(routes=(route,), scopes=frozenset({TokenScope.WORK}))
+    return Door(routes=(route,), scopes=frozenset({TokenScope.WORK, TokenScope.LINK}))
 
 
 def _count(request: Request, header: str) -> int | None:

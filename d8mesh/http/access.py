@@ -61,7 +61,7 @@ class Access:
                 headers=CHALLENGE,
             )
         if TokenScope.ADMIN not in self.scopes and self.scopes.isdisjoint(scopes):
-            needed = " or ".join(sorted({TokenScope.ADMIN, *scopes}))
+            needed = " or ".join(sorted({TokenScope.ADMIN, *scopes} - {TokenScope.LINK}))
             has = ", ".join(sorted(self.scopes))
             told = f"the token {self.name} is for {has}; this takes {needed}"
             raise Refusal("access.scope", told)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
+from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.core.protocol.addresses import (
     host_is_allowed,
     host_of,
@@ -19,6 +20,7 @@ from d8mesh.core.protocol.addresses import (
     is_admissible,
     is_loopback,
 )
+from d8mesh.core.protocol.membership import link_pass
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import own_names
 from d8mesh.http.access import (
@@ -44,6 +46,8 @@ _FORWARDING: Final = frozenset(
     {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
 )
 _FORWARDING_PREFIX: Final = "x-forwarded-"
+#: What the pass of a link opens.
+LINK_SCOPES: Final = frozenset({TokenScope.LINK})
 _log: Final = logging.getLogger("d8mesh.http")
 
 
@@ -53,6 +57,7 @@ class Guard:
     Args:
         keys: what opens everything: the mesh key, and the pass of our own nodes. With one
             `allows_public` counts, and the mesh is closed.
+        secret: of the mesh key: what is made of it opens a link of the tunnel.
         is_closed: whoever is not on this machine has to show a key or a token.
         tokens: the access tokens; None: none is known.
     """
@@ -64,12 +69,14 @@ class Guard:
         keys: Collection[str] = (),
         allows_public: bool = False,
         is_closed: bool = False,
+        secret: bytes | None = None,
         tokens: KnownTokens | None = None,
     ) -> None:
         self._own_hosts = OwnHosts(allowed_hosts)
         self._keys = tuple(keys)
         self._is_closed = is_closed or bool(keys)
         self._allows_public = allows_public and bool(keys)
+        self._secret = secret
         self._tokens = KnownTokens() if tokens is None else tokens
 
     def check(
@@ -115,7 +122,15 @@ class Guard:
             if self._is_closed:
                 raise _no_key()
             return ANYBODY
+        if self._is_link(fields.get("x-d8-link"), shown):
+            return Access(LINK_SCOPES, is_near=is_near, is_shown=True, name="of a link")
         return self._access_by(shown, is_near=is_near)
+
+    def _is_link(self, link_id: str | None, shown: list[str]) -> bool:
+        """Return whether a pass is shown that was made for this link of the tunnel."""
+        if self._secret is None or link_id is None:
+            return False
+        return is_one_of(shown, (link_pass(self._secret, link_id),))
 
     def _access_by(self, shown: list[str], *, is_near: bool) -> Access:
         if self._keys and is_one_of(shown, self._keys):

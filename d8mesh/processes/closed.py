@@ -7,10 +7,10 @@ from typing import Final
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
 from d8mesh.core.protocol.membership import JoinMode, web_pass
-from d8mesh.edge.web_pass import secret_of_mesh
 from d8mesh.errors import ConfigError
 from d8mesh.http.access import KnownTokens
 from d8mesh.http.guard import Guard
+from d8mesh.nodes.credentials import secret_of
 
 #: Addresses that stand for all, or for this machine.
 _NO_ADDRESS_OF_ONE: Final = frozenset({"0.0.0.0", "::", "localhost"})
@@ -22,12 +22,13 @@ def guard_of(config: Config, tokens: KnownTokens | None = None) -> Guard:
     Args:
         tokens: None where there are none: the mesh key alone opens it.
     """
-    secret = secret_of_mesh(config)
+    secret = secret_of(config)
     return Guard(
         config.allowed_hosts,
         keys=() if secret is None else (str(config.mesh_key), web_pass(secret)),
         allows_public=config.allow_public,
         is_closed=config.join == JoinMode.APPROVE.value,
+        secret=secret,
         tokens=tokens,
     )
 

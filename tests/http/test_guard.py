@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from d8mesh.core.protocol.access_tokens import ALL_SCOPES, TokenScope
+from d8mesh.core.protocol.membership import link_pass
 from d8mesh.http import guard
 from d8mesh.http.access import KnownTokens
 from d8mesh.http.answers import Refusal
@@ -15,7 +17,7 @@ from d8mesh.http.origins import Origins, no_origin
 from tests.http.tokens import token_of
 
 OWN = "127.0.0.1:7001"
-SETTINGS = ("allows_public", "is_closed", "tokens")
+SETTINGS = ("allows_public", "is_closed", "secret", "tokens")
 
 
 def code_of(
@@ -163,6 +165,22 @@ def test_who_asks_for_somebody_else_is_not_near(header: str) -> None:
     assert code_of(peer="127.0.0.1", key=key, **forwarded) == "access.token"
     assert code_of(peer="127.0.0.1", key=key, authorization=f"Bearer {key}", **forwarded) == ""
     assert code_of(peer="127.0.0.1", **forwarded) == ""
+
+
+def test_the_pass_of_a_link_opens_that_link_alone() -> None:
+    key, secret, link = "0123456789abcdef", b"s" * 32, "a" * 32
+    fields = {"authorization": f"Bearer {link_pass(secret, link)}"}
+    asked = Guard(keys=[key], secret=secret)
+    access = asked.access_of("192.168.1.9", {**fields, "x-d8-link": link})
+    assert access.scopes == {TokenScope.LINK}
+    for scopes in ALL_SCOPES:
+        with pytest.raises(Refusal):
+            access.require({scopes}, asks_always=False)
+    shown: dict[str, Any] = {"key": key, "secret": secret, **fields}
+    assert code_of(**shown, x_d8_link=link) == ""
+    assert code_of(**shown, x_d8_link="b" * 32) == "access.token"
+    assert code_of(**shown) == "access.token"
+    assert code_of(**{**shown, "secret": b"t" * 32}, x_d8_link=link) == "access.token"
 
 
 def test_a_closed_mesh_without_a_key_takes_tokens_only() -> None:

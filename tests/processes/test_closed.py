@@ -5,13 +5,21 @@ from __future__ import annotations
 import pytest
 
 from d8mesh.config import Config
-from d8mesh.edge.web_pass import bearer
+from d8mesh.core.protocol.membership import web_pass
 from d8mesh.errors import ConfigError
 from d8mesh.http.answers import Refusal
+from d8mesh.nodes.credentials import secret_of
 from d8mesh.processes.closed import guard_of, refuse_public
 
 KEY = "0123456789abcdef"
 FAR = "192.168.1.9"
+
+
+def bearer(config: Config) -> dict[str, str]:
+    """Return what our own nodes show."""
+    secret = secret_of(config)
+    assert secret is not None
+    return {"Authorization": f"Bearer {web_pass(secret)}"}
 
 
 def code_of(config: Config, peer: str = FAR, **fields: str) -> str:

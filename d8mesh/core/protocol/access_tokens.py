@@ -33,9 +33,11 @@ class TokenScope(StrEnum):
     WORK = "work"  #: be a worker: poll, report, the tunnel
     CHAT = "chat"  #: the doors of language models, files and batches
     ADMIN = "admin"  #: everything: who may join, changes of models, and all of the above
+    LINK = "link"  #: one link of the tunnel: no token has this, but what our own nodes show there
 
 
-ALL_SCOPES: Final = frozenset(TokenScope)
+#: What tokens may be for.
+ALL_SCOPES: Final = frozenset(TokenScope) - {TokenScope.LINK}
 ADMIN_ONLY: Final = frozenset({TokenScope.ADMIN})
 
 
