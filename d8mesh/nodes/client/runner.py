@@ -157,10 +157,13 @@ class ClientRunner:
 
         Raises:
             NodeClosedError: the client is closed, or this is the child of a fork.
-            D8Error: the orchestrator refuses this client for good.
+            D8Error: the orchestrator refuses this client, until a person does something.
         """
         if self.fatal is not None:
             raise copy(self.fatal)  # each its own: an error grows with who raises it
+        hopeless = self._reconnector.hopeless
+        if hopeless is not None:
+            raise copy(hopeless)
         if self.is_closed:
             raise NodeClosedError
         if os.getpid() != self._pid:
@@ -250,9 +253,10 @@ class ClientRunner:
             self._carry_out([*out, *self._take_open(now)])
             out = []
         link = self._link
+        if link is not None and (link.is_cut or link.is_renewed):
+            out += self._mind(link, now)
+            link = self._link
         if link is not None:
-            if link.is_cut or link.is_renewed:
-                out += self._mind(link, now)
             for frame in link.receive(limit):
                 out += self._receive(frame, now)
         if self.open is not None:
@@ -298,6 +302,11 @@ class ClientRunner:
     def _mind(self, link: DealerLink, now: float) -> list[Output]:
         """The connection is broken, or was: what was said meanwhile may be lost."""
         self._unsent.clear()  # the session says it all again, after its greeting
+        if link.is_refused:
+            self._reconnector.refused(link)
+            self._drop_link()
+            self._stay()
+            return []
         if link.is_renewed:
             link.is_renewed, self._cut_since = False, 0.0
             return self.session.link_up(now, link.server_key)
@@ -359,7 +368,7 @@ class ClientRunner:
                     self.listeners.finish(output.ids)
                 case Connected():
                     self._broker_id = output.broker_id
-                    self._reconnector.proven()
+                    self._reconnector.proven(output.broker_id)
                     self.waiters.moved()
                     self.connected.set()
                     event(_log, logging.INFO, "client.up", broker=output.broker_id)

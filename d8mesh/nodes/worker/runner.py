@@ -372,7 +372,12 @@ class WorkerRunner:
 
     def _mind(self, key: str, link: DealerLink, now: float) -> None:
         """A connection is broken, or was: what was said meanwhile may be lost."""
-        if link.is_renewed:
+        if link.is_refused:
+            why = self._orchestrators.refused(key, link)
+            self._drop(key)
+            self._perform(self.session.link_refused(key, why, now))
+            self._tell_joined()
+        elif link.is_renewed:
             link.is_renewed = False
             self._cut_since.pop(key, None)
             self._perform(self.session.link_up(key, now, link.server_key))
@@ -410,6 +415,7 @@ class WorkerRunner:
         _, route = self._links[key]
         self.endpoints[key] = route.endpoint
         event(_log, logging.INFO, "worker.joined", broker=broker_id, endpoint=route.endpoint)
+        self._orchestrators.welcomed(key, broker_id)
         if not route.is_http:
             self._identity.remember(self._orchestrators.reached(broker_id, route))
         self._tell_joined()
