@@ -68,7 +68,7 @@ def _health_of(url: str, key: str | None, trusted: Collection[str]) -> dict[str,
             max_bytes=MAX_HEALTH_BYTES,
             fields=fields,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise BrokerUnavailableError(f"no orchestrator answers at {url}: {error}") from error
     return body if isinstance(body, dict) else {}
 
