@@ -29,6 +29,7 @@ from d8mesh.edge.logs import event
 from d8mesh.edge.network import bind, own_names
 from d8mesh.edge.presence import Presence
 from d8mesh.http.tls import TlsFiles, files_of, prepared
+from d8mesh.processes.closed import refuse_public
 from d8mesh.processes.console import OrchestratorConsole
 from d8mesh.processes.parent import ask_to_end, end_when_told, exit_code_of, start_child
 from d8mesh.processes.takeover import take_over
@@ -56,6 +57,7 @@ _log: Final = logging.getLogger("d8mesh.orchestrator")
 
 def run(config: Config, options: argparse.Namespace) -> int:
     """Run an orchestrator until it is told to stop; return the exit code."""
+    refuse_public(config)
     data_folder.require(Path(config.data_dir), "orchestrator", "logs")
     logs.setup("orchestrator", level=config.log_level, folder=_logs(config), to_stderr=False)
     stop = threading.Event()
@@ -83,6 +85,7 @@ def run_broker(config: Config, options: argparse.Namespace) -> int:
     """Be the broker process; says on standard output when it is up."""
     from d8mesh.nodes.broker import Broker  # the launcher starts quicker without it
 
+    refuse_public(config)
     web_port = int(options.rest[1]) if options.rest else None  # after --web-port
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
     tls = files_of(config)
