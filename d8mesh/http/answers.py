@@ -29,7 +29,8 @@ RETRY_AFTER_S: Final[Mapping[str, int]] = {
 #: The codes of every status: those of `d8mesh.errors` and those of HTTP itself (`http.*`).
 _CODES: Final[Mapping[int, str]] = {
     400: (
-        "protocol.invalid protocol.version task.rejected task.invalid model.unfit http.bad_request"
+        "protocol.invalid protocol.version task.rejected task.invalid model.unfit http.bad_request "
+        "http.plain"
     ),
     401: "access.token access.revoked",
     403: (

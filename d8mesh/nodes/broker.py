@@ -16,7 +16,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -127,6 +127,7 @@ class Broker:
     Args:
         folder: where the journal lies.
         web_port: the REST port to announce, None if there is none.
+        tls: the fingerprint of its certificate; "" for plain HTTP.
         say: takes in what is to be told to whoever runs the orchestrator.
 
     Raises:
@@ -145,10 +146,12 @@ class Broker:
         folder: Path,
         *,
         web_port: int | None = None,
+        tls: str = "",
         open_store: OpenStore = open_journal,
         say: Callable[[Notice], None] = lambda notice: None,
     ) -> None:
-        self._config, self._folder, self._web_port = config, folder, web_port
+        self._config, self._folder = config, folder
+        self._web_port, self._tls = web_port, tls
         self._store = open_store(folder, lambda: self._waker.wake())
         self._waker = Waker()
         ports = range(config.broker_port, min(config.broker_port + BROKER_PORT_TRIES, PORTS_END))
@@ -171,7 +174,9 @@ class Broker:
         self._questions = StoreReader(self._store, self._waker)
         restored = self._store.restore()
         passed("broker.restored")
-        policy = _policy(config, self._store.broker_id, self._router.port, self._keys)
+        policy = replace(
+            _policy(config, self._store.broker_id, self._router.port, self._keys), tls=tls
+        )
         members, clocks = self._door.members, (time.monotonic(), time.time())
         self._dispatcher = Dispatcher(
             policy, restored, random.random, members=members, now=clocks[0], at=clocks[1]
@@ -244,6 +249,7 @@ class Broker:
                 version=__version__,
                 server_key=self._keys.public,
                 proof=self._proof,
+                tls=self._tls,
             )
         )
         return discovery
@@ -260,7 +266,7 @@ class Broker:
         own = [each.address for each in usable_addresses(self._config.interfaces)]
         ready = self.ready
         where = (ready.broker_id, (LOOPBACK, *own), ready.port, self._web_port)
-        known = KnownBroker(*where, self._keys.public, self._proof)
+        known = KnownBroker(*where, self._keys.public, self._proof, self._tls)
         address_file.write(self._folder, known, self._config.mesh)
 
     def stop(self) -> None:

@@ -47,6 +47,7 @@ from d8mesh.http.guard import Rejections
 from d8mesh.http.origins import Origins
 from d8mesh.http.routes import Door
 from d8mesh.http.server import MAX_CONNECTIONS, Server
+from d8mesh.http.tls import files_of, server_context
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.processes.closed import guard_of, refuse_public
 from d8mesh.processes.parent import end_when_told
@@ -106,7 +107,8 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     doors.append(document_door(doors))
     application = Application(doors, guard, rejections)
     watch.tokens.on_end += [chats.end_token, application.end_token]
-    server = Server(application, [bound], guard.admits, rejections, application.refused)
+    tls = None if (files := files_of(config)) is None else server_context(files)
+    server = Server(application, [bound], guard.admits, rejections, application.refused, tls)
     alive = mesh.loop.create_task(_until_dead(mesh))
     _cancel_at_end(alive)
     await runner.start()
