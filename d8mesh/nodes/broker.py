@@ -143,6 +143,7 @@ class Broker:
                 keys=self._keys,
                 gate=_admits,
                 is_taken=is_taken_unseen,
+                wake=self._waker.wake,
             )
         except BaseException:
             self._store.close()
@@ -264,6 +265,7 @@ class Broker:
                 self._strike(peer, error)
                 continue
             effects += dispatcher.receive(message, peer, now)
+        self._count_rejections()
         while self._questions.answers:
             effects += dispatcher.loaded(self._questions.answers.popleft())
         if now >= self._next_disk_check:
@@ -373,6 +375,14 @@ class Broker:
             event(_log, logging.WARNING, "frame.bad", address=peer.address, error=str(error))
             answer = Refused(0, error.code, str(error)[:1000])
             self._router.send(peer.routing_id, encode(answer))
+
+    def _count_rejections(self) -> None:
+        """Count the connections that were refused or cut off."""
+        rejections = self._router.rejections
+        while rejections:
+            code, address = rejections.popleft()
+            self._dispatcher.reject(code)
+            event(_log, logging.WARNING, "connection.refused", code=code, address=address)
 
     def _check_disk(self, now: float) -> None:
         self._next_disk_check = now + DISK_CHECK_S
