@@ -77,10 +77,13 @@ def pause_before_start(deaths: int, *, was_up: bool) -> float:
 
 def run_broker(config: Config, options: argparse.Namespace) -> int:
     """Be the broker process; says on standard output when it is up."""
-    from d8mesh.nodes.broker import Broker  # the launcher starts quicker without it
+    # The launcher starts quicker without them.
+    from d8mesh.edge.transport.connections import raise_descriptor_limit
+    from d8mesh.nodes.broker import Broker
 
     web_port = int(options.rest[1]) if options.rest else None  # after --web-port
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
+    raise_descriptor_limit()
     broker = Broker(config, _journal(config).parent, web_port=web_port)
     end_when_told(broker.stop)
     print(json.dumps({"event": "ready", **asdict(broker.ready)}), flush=True)
