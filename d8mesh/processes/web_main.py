@@ -34,6 +34,7 @@ from d8mesh.doors.openai.described import OpenAiProblem
 from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.doors.openai.routes import openai_door
 from d8mesh.doors.rest.api import rest_door
+from d8mesh.doors.rest.members import join_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
 from d8mesh.doors.waiting import MAX_WAITS, Places
 from d8mesh.edge import logs
@@ -47,7 +48,6 @@ from d8mesh.http.origins import Origins
 from d8mesh.http.routes import Door
 from d8mesh.http.server import MAX_CONNECTIONS, Server
 from d8mesh.nodes.client.aio.node import AsyncNode
-from d8mesh.nodes.credentials import client_keys
 from d8mesh.processes.parent import end_when_told
 from d8mesh.processes.takeover import web_presence
 
@@ -87,18 +87,15 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     mesh = AsyncNode(config, endpoint=broker, url=None)
     mesh.runner.stream_buffer.keep_s = KEPT_S
     mesh.hear_together()  # launcher, broker and this process are of one version
-    waits, rejections, exchange = (
-        Places(MAX_WAITS),
-        Rejections(),
-        Exchange(broker, client_keys(config)),
-    )
+    waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
     catalogue = ModelCatalogue(mesh, lists_cloud=config.cloud != "never")
     chats = Chats(mesh, catalogue, keeps_all=config.keep_chats)
     runner = batch_runner(config, mesh, catalogue)
     doors = [
         rest_door(mesh, waits, rejections),
-        tunnel_door(exchange, mesh, waits),
+        join_door(mesh, waits),
+        tunnel_door(exchange),
         *_llm_doors(config, mesh, chats, catalogue),
         batches_door(runner, openai_problem, OpenAiProblem),
     ]

@@ -25,7 +25,7 @@ CURVE: Final = b"CURVE"
 _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 #: A request: version, id, domain, address, routing id, mechanism, and what the mechanism shows.
 _REQUEST_PARTS: Final = 6
-_TEXTS: Final = {
+_STATUS_TEXTS: Final = {
     Verdict.ADMITTED: b"OK",
     Verdict.WAITING: b"not admitted",
     Verdict.REFUSED: b"refused",
@@ -65,4 +65,4 @@ class ZapHandler:
             with contextlib.suppress(Exception):
                 verdict = self.gate(address.decode("ascii", "replace").removeprefix("::ffff:"), key)
         user = key.hex().encode() if verdict is Verdict.ADMITTED else b""
-        return [version, request, verdict.value.encode(), _TEXTS[verdict], user, b""]
+        return [version, request, verdict.value.encode(), _STATUS_TEXTS[verdict], user, b""]
