@@ -23,7 +23,8 @@ from d8mesh.core.protocol.addresses import endpoint
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
 from d8mesh.edge.transport.connections import Connections
 from d8mesh.edge.transport.keys import KeyPair
-from d8mesh.edge.transport.zap import CURVE, ZAP_DOMAIN, Gate, guard
+from d8mesh.edge.transport.self_test import prove_gate
+from d8mesh.edge.transport.zap import CURVE, ZAP_DOMAIN, Gate, ZapHandler
 from d8mesh.errors import BrokerUnavailableError, D8Error
 
 #: A peer that has not finished the ZMTP handshake by then is dropped: silence is over in 3 s.
@@ -174,7 +175,7 @@ class RouterEndpoint:
         wake: called, from a thread of its own, when there are rejections, or to have it received.
 
     Raises:
-        D8Error: none of the ports is free.
+        D8Error: none of the ports is free, or the gate does not hold (`self_test`).
     """
 
     def __init__(
@@ -188,17 +189,15 @@ class RouterEndpoint:
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         self._context = zmq.Context()
-        guard(self._context, gate, mechanism=b"NULL" if keys is None else CURVE)
-        self.socket = self._context.socket(zmq.ROUTER)
-        self._alone = [(self.socket, _READABLE)]
-        _configure(self.socket)
-        self.socket.set(zmq.ROUTER_MANDATORY, 1)
-        self.socket.set(zmq.HEARTBEAT_IVL, 0)
-        self.socket.set(zmq.BACKLOG, BACKLOG)
-        self.socket.set(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        handler = ZapHandler(self._context, gate, mechanism=b"NULL" if keys is None else CURVE)
         if keys is not None:
-            self.socket.curve_server = True
-            self.socket.curve_secretkey = keys.secret
+            try:
+                prove_gate(lambda: _guarded(self._context, keys), handler, keys.public)
+            except BaseException:
+                self._context.term()
+                raise
+        self.socket = _guarded(self._context, keys)
+        self._alone = [(self.socket, _READABLE)]
         self._send = _plain_send(self.socket)
         self._peers: dict[bytes, Peer] = {}
         self._connections = Connections(
@@ -436,6 +435,20 @@ class DealerLink:
         self.socket.close(LINGER_MS)
         if self._owned is not None:
             self._owned.term()
+
+
+def _guarded(context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair | None) -> zmq.Socket[bytes]:
+    """Return a ROUTER that is not bound; None: one without encryption."""
+    router = context.socket(zmq.ROUTER)
+    _configure(router)
+    router.set(zmq.ROUTER_MANDATORY, 1)
+    router.set(zmq.HEARTBEAT_IVL, 0)
+    router.set(zmq.BACKLOG, BACKLOG)
+    router.set(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+    if keys is not None:
+        router.curve_server = True
+        router.curve_secretkey = keys.secret
+    return router
 
 
 def _told_of(part: zmq.Frame, what: str) -> str:

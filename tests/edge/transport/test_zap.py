@@ -1,39 +1,65 @@
-"""Who connects is asked about before a frame of it is read, by address and key."""
+"""The handler of ZAP: what it asks, what it answers, and that nothing ends it."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 import zmq
 
 from d8mesh.core.protocol.membership import Verdict
-from d8mesh.edge.transport.sockets import RouterEndpoint
-from tests.keyed import PEER, SERVER, admit, link_to, router_at
-from tests.nodes.mesh import PATIENCE_S
+from d8mesh.edge.transport.keys import new_pair
+from d8mesh.edge.transport.zap import CURVE, Gate, ZapHandler
 
-PATIENCE_MS = int(PATIENCE_S * 1000)
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
+KEY = new_pair().public
 
 
-def watched(stack: ExitStack, router: RouterEndpoint, events: int) -> zmq.Socket[bytes]:
-    """Return what tells of these events of a router."""
-    monitor: zmq.Socket[bytes] = router.socket.get_monitor_socket(events)
-    stack.callback(router.close)
-    stack.callback(monitor.close, 0)
-    stack.callback(router.socket.disable_monitor)
-    return monitor
+class Asker:
+    """Asks a handler as libzmq does."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self._socket = context.socket(zmq.REQ)
+        self._socket.linger = 0
+        self._socket.connect("inproc://zeromq.zap.01")
+
+    def ask(
+        self, *, address: bytes = b"192.168.1.5", mechanism: bytes = CURVE, key: bytes = KEY
+    ) -> list[bytes]:
+        shown = [] if mechanism == b"NULL" else [key]
+        self._socket.send_multipart([b"1.0", b"7", b"d8", address, b"", mechanism, *shown])
+        assert self._socket.poll(20_000)
+        told = self._socket.recv_multipart()
+        assert told[:2] == [b"1.0", b"7"]
+        assert len(told) == 6
+        return told[2:]
+
+    def close(self) -> None:
+        self._socket.close(0)
 
 
-@pytest.mark.parametrize("verdict", [Verdict.WAITING, Verdict.REFUSED])
-def test_who_is_not_admitted_is_refused_with_the_status_of_its_verdict(
-    stack: ExitStack, verdict: Verdict
+@contextlib.contextmanager
+def asker(gate: Gate, mechanism: bytes = CURVE) -> Iterator[Asker]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    ZapHandler(context, gate, mechanism=mechanism)
+    made = Asker(context)
+    try:
+        yield made
+    finally:
+        made.close()
+        context.term()
+
+
+@pytest.mark.parametrize(
+    ("verdict", "status", "user"),
+    [
+        (Verdict.ADMITTED, b"200", KEY.hex().encode()),
+        (Verdict.WAITING, b"400", b""),
+        (Verdict.REFUSED, b"500", b""),
+    ],
+)
+def test_the_gate_decides_and_who_comes_in_is_known_by_its_key(
+    verdict: Verdict, status: bytes, user: bytes
 ) -> None:
     asked: list[tuple[str, bytes]] = []
 
@@ -41,68 +67,48 @@ def test_who_is_not_admitted_is_refused_with_the_status_of_its_verdict(
         asked.append((address, key))
         return verdict
 
-    router = router_at(gate=gate)
-    monitor = watched(stack, router, zmq.EVENT_HANDSHAKE_FAILED_AUTH)
-    link = link_to(router.port)
-    stack.callback(link.close)
-    link.send(b"hello")
-    assert monitor.poll(PATIENCE_MS)
-    told, _ = monitor.recv_multipart()
-    assert int.from_bytes(told[2:6], "little") == int(verdict.value)
-    assert router.receive(9) == []
-    assert set(asked) == {("127.0.0.1", PEER.public)}
+    with asker(gate) as it:
+        told = it.ask()
+    assert (told[0], told[2]) == (status, user)
+    assert asked == [("192.168.1.5", KEY)]
 
 
-def test_who_knows_another_key_of_ours_or_speaks_in_clear_is_not_even_asked_about(
-    stack: ExitStack,
-) -> None:
+def test_an_address_of_ipv4_in_ipv6_is_told_as_that_of_ipv4() -> None:
+    asked: list[str] = []
+
+    def gate(address: str, key: bytes) -> Verdict:
+        asked.append(address)
+        return Verdict.ADMITTED
+
+    with asker(gate) as it:
+        it.ask(address=b"::ffff:10.0.0.3")
+        it.ask(address=b"fe80::1")
+        it.ask(address=b"\xff\xfe odd")
+    assert asked[:2] == ["10.0.0.3", "fe80::1"]
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("mechanism", [b"NULL", b"PLAIN", b"GSSAPI"])
+def test_without_encryption_nobody_comes_in_whatever_the_gate_says(mechanism: bytes) -> None:
+    with asker(lambda address, key: Verdict.ADMITTED) as it:
+        assert it.ask(mechanism=mechanism)[0] == b"500"
+        assert it.ask()[0] == b"200"
+
+
+def test_for_measurements_without_encryption_nobody_is_known_by_a_key() -> None:
+    with asker(lambda address, key: Verdict.ADMITTED, b"NULL") as it:
+        assert it.ask(mechanism=b"NULL")[::2] == [b"200", b""]
+        assert it.ask()[0] == b"500"
+
+
+def test_a_gate_that_raises_refuses_and_is_asked_again() -> None:
     asked: list[bytes] = []
 
     def gate(address: str, key: bytes) -> Verdict:
         asked.append(key)
-        return admit(address, key)
+        if len(asked) == 1:
+            raise ValueError(address)
+        return Verdict.ADMITTED
 
-    router = router_at(gate=gate)
-    monitor = watched(stack, router, zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
-    wrong = link_to(router.port, server_key=PEER.public)
-    stack.callback(wrong.close)
-    wrong.send(b"wrong")
-    assert monitor.poll(PATIENCE_MS)
-    context = stack.enter_context(zmq.Context())
-    plain = stack.enter_context(context.socket(zmq.DEALER))
-    plain.linger = 0
-    plain.connect(f"tcp://127.0.0.1:{router.port}")
-    plain.send(b"in clear")
-    told = plain.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED)
-    stack.callback(told.close, 0)
-    assert told.poll(PATIENCE_MS)
-    link = link_to(router.port)
-    stack.callback(link.close)
-    link.send(b"hello")
-    assert router.socket.poll(PATIENCE_MS)
-    assert [frame for _, frame in router.receive(9)] == [b"hello"]
-    assert asked == [PEER.public]
-
-
-def test_without_keys_only_who_has_none_is_let_in(stack: ExitStack) -> None:
-    """For measurements alone: a ROUTER in clear, whose gate is asked all the same."""
-    asked: list[tuple[str, bytes]] = []
-
-    def gate(address: str, key: bytes) -> Verdict:
-        asked.append((address, key))
-        return admit(address, key)
-
-    router = RouterEndpoint("127.0.0.1", [0], keys=None, gate=gate)
-    stack.callback(router.close)
-    link = link_to(router.port, server_key=SERVER.public)
-    stack.callback(link.close)
-    link.send(b"hello")
-    context = stack.enter_context(zmq.Context())
-    plain = stack.enter_context(context.socket(zmq.DEALER))
-    plain.linger = 0
-    plain.connect(f"tcp://127.0.0.1:{router.port}")
-    plain.send(b"in clear")
-    assert router.socket.poll(PATIENCE_MS)
-    ((peer, frame),) = router.receive(9)
-    assert (peer.key, frame) == (None, b"in clear")
-    assert asked == [("127.0.0.1", b"")]
+    with asker(gate) as it:
+        assert [it.ask()[0], it.ask()[0]] == [b"500", b"200"]
