@@ -41,7 +41,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     """
     from d8mesh.nodes.client import Client  # slow to import
 
-    with Client(_own_endpoint(config), config=config) as client:
+    with Client(endpoint=_own_endpoint(config), config=config) as client:
         connect(client, timeout_s=options.timeout_s, on_wait=tell)
         return run_with(client, options)
 
