@@ -37,7 +37,7 @@ _CODES: Final[Mapping[int, str]] = {
     405: "http.method",
     408: "http.timeout",
     409: "key.conflict task.failed task.cancelled worker.id_taken member.ambiguous",
-    410: "task.pruned",
+    410: "task.pruned http.gone",
     413: "task.too_large http.too_large",
     414: "http.url_too_long",
     415: "http.media_type",

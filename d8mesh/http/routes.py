@@ -18,7 +18,7 @@ from d8mesh.http.origins import no_origin
 
 #: Largest body where no data or results travel.
 SMALL_BODY_BYTES: Final = 1_048_576
-#: Largest body of all: a batch of frames as `edge.transport.tunnel` cuts them, and its envelope.
+#: Largest body of all: a batch of tasks, or a result, at the broker's own limit, in its JSON.
 MAX_BODY_BYTES: Final = 41 * 1024 * 1024
 _NO_HEADERS: Final = Headers()
 

@@ -48,7 +48,6 @@ from d8mesh.http.origins import Origins
 from d8mesh.http.routes import Door
 from d8mesh.http.server import MAX_CONNECTIONS, Server
 from d8mesh.nodes.client.aio.node import AsyncNode
-from d8mesh.nodes.credentials import client_keys
 from d8mesh.processes.parent import end_when_told
 from d8mesh.processes.takeover import web_presence
 
@@ -88,11 +87,7 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     mesh = AsyncNode(config, endpoint=broker, url=None)
     mesh.runner.stream_buffer.keep_s = KEPT_S
     mesh.hear_together()  # launcher, broker and this process are of one version
-    waits, rejections, exchange = (
-        Places(MAX_WAITS),
-        Rejections(),
-        Exchange(broker, client_keys(config)),
-    )
+    waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
     catalogue = ModelCatalogue(mesh, lists_cloud=config.cloud != "never")
     chats = Chats(mesh, catalogue, keeps_all=config.keep_chats)
@@ -100,7 +95,7 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     doors = [
         rest_door(mesh, waits, rejections),
         join_door(mesh, waits),
-        tunnel_door(exchange, mesh, waits),
+        tunnel_door(exchange),
         *_llm_doors(config, mesh, chats, catalogue),
         batches_door(runner, openai_problem, OpenAiProblem),
     ]

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from d8mesh.config import Config
+from d8mesh.core.protocol.membership import fingerprint
+from d8mesh.core.protocol.pinning import Pin
+from d8mesh.edge.pins import PinFile
 from d8mesh.edge.transport.keys import KEY_FILE, kept_pair
 from d8mesh.nodes.broker import Broker
 from d8mesh.nodes.client import Client
@@ -89,6 +92,7 @@ class Mesh:
         thread.start()
         broker = made.get(timeout=PATIENCE_S)
         self.brokers.append((broker, thread))
+        self._trust_all()
         self._stack.callback(self.stop_broker, broker, thread)
         return broker.ready.port
 
@@ -105,6 +109,13 @@ class Mesh:
         return (
             bytes.fromhex(found[-1].server_key) if found else kept_pair(self._folder / "o").public
         )
+
+    def _trust_all(self) -> None:
+        """Have all of several brokers trusted, as a person does; one alone is by itself."""
+        pins = PinFile(self._folder / "data")
+        keys = [bytes.fromhex(broker.ready.server_key) for broker, _ in self.brokers]
+        for key in keys if len(set(keys)) > 1 else ():
+            pins.add(self.mesh, Pin(fingerprint(key), key))
 
     def stop_broker(self, broker: Broker, thread: threading.Thread) -> None:
         if thread.is_alive():

@@ -131,6 +131,15 @@ class WorkerSession:
         broker.lose("the connection broke")
         return self._kept.save(broker) + self._offer(now, but=broker)
 
+    def link_refused(self, link: str, why: str, now: float) -> list[WorkerEffect]:
+        """The transport is refused by who is there; another is made in a while."""
+        broker = self.brokers.get(link)
+        if broker is None:
+            return []
+        effects = self.link_down(link, now)
+        broker.refusal = broker.lost = why
+        return effects
+
     def forget_link(self, link: str) -> list[WorkerEffect]:
         """The link will not come back; its attempts are cancelled, its results stay owed."""
         broker = self.brokers.pop(link, None)
@@ -234,7 +243,7 @@ class WorkerSession:
         effects: list[WorkerEffect] = [Joined(broker.key, message.broker_id)]
         if broker.broker_id not in ("", message.broker_id):  # another lives at this address now
             effects += self._strand(broker)
-        broker.is_welcome, broker.work_seq, broker.lost = True, 0, ""
+        broker.is_welcome, broker.work_seq, broker.lost, broker.refusal = True, 0, "", ""
         broker.placing = {}
         broker.broker_id, broker.epoch = message.broker_id, message.epoch
         broker.heartbeat_s = max(0.1, message.heartbeat_s)

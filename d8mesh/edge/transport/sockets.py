@@ -14,12 +14,13 @@ import errno
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import zmq
 
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol.addresses import endpoint
+from d8mesh.core.protocol.membership import Verdict
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
 from d8mesh.edge.transport.connections import Connections
 from d8mesh.edge.transport.keys import KeyPair
@@ -45,6 +46,9 @@ RECONNECT_MAX_MS: Final = 200
 CONNECT_MS: Final = 2000
 #: What CURVE adds to a frame, at most: its name, a nonce, a flag and a seal.
 SEAL_BYTES: Final = 64
+#: So many handshakes fail one after the other before it is believed: one breaks off when its
+#: orchestrator is being stopped.
+MAX_FAILED_HANDSHAKES: Final = 3
 #: Connections waiting to be accepted.
 BACKLOG: Final = 1024
 #: How long closing may wait for what is still to be sent: a goodbye, not a queue.
@@ -54,6 +58,8 @@ COPIED_BYTES: Final = 65_536
 #: As plain numbers: arithmetic with pyzmq's enums costs more than what it asks for.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _READABLE: Final = int(zmq.POLLIN)
+#: Not _PROTOCOL: while that is told of, a frame that does not open ends the process (libzmq 4.3.5).
+_HANDSHAKE_FAILED: Final = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _AND_MORE: Final = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 #: libzmq's own numbers: on Windows they are not those of Python's `errno`, but of the C library.
 #: A port that the system keeps to itself (EACCES, which zmq.Errno lacks) is as good as taken.
@@ -322,6 +328,13 @@ class SharedContext(zmq.Context[zmq.Socket[bytes]]):
     """Lets many `DealerLink` s of one process share ZeroMQ's own threads; `term` lets them go."""
 
 
+class Closes(Protocol):
+    """Something that is let go with what stands on it."""
+
+    def close(self) -> None:
+        """Let it go."""
+
+
 class DealerLink:
     """A DEALER connected to one address of a broker.
 
@@ -332,9 +345,11 @@ class DealerLink:
             nobody else can answer.
         keys: the key pair of this node, by which the broker knows it; None: as for
             `RouterEndpoint`, and `server_key` too.
+        tunnel: what leads from `endpoint` to the broker; it is closed with the link.
 
     When the connection breaks, it is made again to the same address. `is_cut` tells that it
-    is broken; `is_renewed` that it was, and that the other side may know nothing of us.
+    is broken; `is_renewed` that it was, and that the other side may know nothing of us. Once it
+    `is_refused` it had better be closed: it is made anew in vain many times a second, or never.
     """
 
     def __init__(
@@ -344,10 +359,15 @@ class DealerLink:
         *,
         server_key: bytes | None,
         keys: KeyPair | None,
+        tunnel: Closes | None = None,
     ) -> None:
         #: of who is at the other end
         self.server_key = server_key
         self.is_cut = self.is_renewed = False
+        #: what the broker said of our key instead of letting us in
+        self.verdict: Verdict | None = None
+        self._failures = 0  #: handshakes that have failed since one succeeded
+        self._tunnel = tunnel
         context = SharedContext() if shared is None else shared
         self._owned = context if shared is None else None
         with contextlib.ExitStack() as undo:
@@ -365,7 +385,7 @@ class DealerLink:
                     self.socket.curve_secretkey = keys.secret
                     self.socket.curve_serverkey = server_key or b""
                 self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
-                    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+                    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
                 )
                 undo.callback(self.monitor.close, 0)
                 self.socket.connect(endpoint)
@@ -374,6 +394,11 @@ class DealerLink:
             undo.pop_all()
         self._send = _plain_send(self.socket)
         self._alone = [(self.socket, _READABLE)]
+
+    @property
+    def is_tunnelled(self) -> bool:
+        """True if it leads through the REST port."""
+        return self._tunnel is not None
 
     def send(self, frame: bytes) -> bool:
         """Send without waiting; False if the queue to the broker is full."""
@@ -424,9 +449,23 @@ class DealerLink:
                 told, _ = self.monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.ZMQError:
                 return
-            is_cut = int.from_bytes(told[:2], sys.byteorder) == zmq.EVENT_DISCONNECTED
-            self.is_renewed = not is_cut and (self.is_cut or self.is_renewed)
-            self.is_cut = is_cut
+            kind = int.from_bytes(told[:2], sys.byteorder)
+            if kind == zmq.EVENT_DISCONNECTED:
+                self.is_cut, self.is_renewed = True, False
+            elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.is_renewed = self.is_cut or self.is_renewed
+                self.is_cut, self._failures = False, 0
+            elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                status = str(int.from_bytes(told[2:6], sys.byteorder))
+                is_final = status == Verdict.REFUSED.value
+                self.verdict = Verdict.REFUSED if is_final else Verdict.WAITING
+            else:
+                self._failures += 1
+
+    @property
+    def is_refused(self) -> bool:
+        """True when what answers there does not let us in, or is not who it should be."""
+        return self.verdict is not None or self._failures >= MAX_FAILED_HANDSHAKES
 
     def close(self) -> None:
         """Let the connection go."""
@@ -435,6 +474,8 @@ class DealerLink:
         self.socket.close(LINGER_MS)
         if self._owned is not None:
             self._owned.term()
+        if self._tunnel is not None:
+            self._tunnel.close()
 
 
 def _guarded(context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair | None) -> zmq.Socket[bytes]:
