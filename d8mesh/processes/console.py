@@ -19,7 +19,7 @@ from d8mesh.words import escaped, tr
 #: What people call the child processes.
 _SHOWN_NAMES: Final = {"broker": "broker", "web": "REST process"}
 #: Why somebody is refused, in words.
-_REFUSALS: Final = {
+_WHY_REFUSED: Final = {
     "access.address": "its address is not a private one",
     "access.banned": "it sent what is not allowed, again and again; it may come again in 3 minutes",
     "access.forbidden": "it asked for what it may not have",
@@ -122,7 +122,7 @@ class OrchestratorConsole:
                 **who,
             )
             return
-        why = tr(_REFUSALS.get(code, code))
+        why = tr(_WHY_REFUSED.get(code, code))
         self._say_tr("refused: {name} at {address}, key {key}: {why}", key=key, why=why, **who)
 
     def stopping(self, within_s: float) -> None:
