@@ -293,7 +293,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(
         "D8_TLS_TRUST",
         "tls_trust",
-        forms.names(r"[0-9A-Fa-f:]{64,95}"),
+        forms.fingerprints,
         "SHA-256 fingerprints of certificates, 64 hex digits each, separated by commas",
     ),
     Setting(

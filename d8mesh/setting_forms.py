@@ -186,6 +186,14 @@ def names(pattern: str, *, is_printable: bool = False) -> Parser:
     return parse
 
 
+def fingerprints(text: str) -> tuple[str, ...]:
+    """Take SHA-256 fingerprints as programs show them, as 64 lower-case hex digits each."""
+    return tuple(part.replace(":", "").lower() for part in _fingerprints(text))
+
+
+_fingerprints: Final = names(r"[0-9A-Fa-f]{64}|[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){31}")
+
+
 def folder(text: str) -> str:
     """Take the path of a folder; bytes that are no UTF-8 (as surrogates) cannot be a journal's."""
     text.encode("utf-8")  # raises UnicodeEncodeError, a ValueError

@@ -169,6 +169,13 @@ def lines(each: Orchestrator, now: float, *, is_all: bool = False) -> Iterator[s
     columns = width()
     yield from wrapped(tr("{id} at {url}: {state}", **at) + why, columns)
     yield from wrapped(counts_text(each.stats), columns, indent="  ")
+    if health.get("keys_waiting"):
+        told = tr(
+            "{count} wait to be let in: run `{program} join list` on the orchestrator's machine",
+            count=health["keys_waiting"],
+            program=command_name(),
+        )
+        yield from wrapped(told, columns, indent="  ")
     if each.problem:
         yield "  " + tr("error: {why}", why=translated(each.problem))
     shown, hidden = parted(each.workers, now, is_all=is_all)

@@ -33,10 +33,10 @@ _CODES: Final[Mapping[int, str]] = {
     ),
     401: "access.token",
     403: "access.forbidden http.host http.origin http.peer",
-    404: "task.unknown worker.unknown model.unknown backend.missing http.not_found",
+    404: "task.unknown worker.unknown model.unknown member.unknown backend.missing http.not_found",
     405: "http.method",
     408: "http.timeout",
-    409: "key.conflict task.failed task.cancelled worker.id_taken",
+    409: "key.conflict task.failed task.cancelled worker.id_taken member.ambiguous",
     410: "task.pruned http.gone",
     413: "task.too_large http.too_large",
     414: "http.url_too_long",
@@ -45,7 +45,7 @@ _CODES: Final[Mapping[int, str]] = {
     431: "http.headers_too_large",
     500: (
         "d8.error config.invalid core.transition task.error model.error client.wrong_loop "
-        "worker.error worker.outbox_broken worker.handler journal.failed journal.held "
+        "worker.error member.error worker.outbox_broken worker.handler journal.failed journal.held "
         "journal.broken"
     ),
     502: "backend.failed backend.memory backend.stalled backend.answer backend.too_large",

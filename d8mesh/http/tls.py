@@ -102,8 +102,8 @@ def prepared(config: Config, names: Collection[str]) -> TlsFiles | None:
             _refuse_shared(files.key)
         except OSError as error:
             raise ConfigError(
-                f"D8_TLS=auto: {error.filename or folder}: {error.strerror or error}. Bring it back "
-                f"from a copy, or delete {folder}: another pair, with another fingerprint, is made"
+                f"D8_TLS=auto: {error.filename or folder}: {error.strerror or error}. Bring it "
+                f"back from a copy, or delete {folder}: another pair, with another fingerprint, is made"
             ) from error
     server_context(files)
     until = _certificate_in(files.certificate).not_valid_after_utc

@@ -11,6 +11,7 @@ from d8mesh.config import Config
 from d8mesh.core.protocol.membership import Credentials, mesh_secret
 from d8mesh.edge.logs import event
 from d8mesh.edge.transport.keys import CLIENT_FOLDER, KeyPair, kept_pair, new_pair
+from d8mesh.edge.transport.web_client import WebAccess
 from d8mesh.errors import KeyFileError
 
 #: Mesh keys of one process whose secrets are kept: each takes tens of milliseconds to make.
@@ -44,6 +45,11 @@ def credentials_of(config: Config, keys: KeyPair) -> Credentials:
 def secret_of(config: Config) -> bytes | None:
     """Return the mesh secret; None: no mesh key is set."""
     return _secret_of(config.mesh_key, config.mesh) if config.mesh_key else None
+
+
+def web_access(config: Config) -> WebAccess:
+    """Return with what the nodes of this machine come to a REST port."""
+    return WebAccess(frozenset(config.tls_trust), secret_of(config))
 
 
 _secret_of: Final = lru_cache(MAX_SECRETS)(mesh_secret)

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import endpoint, is_loopback
+from d8mesh.core.protocol.membership import fingerprint
+from d8mesh.edge.address_file import FOLDER as ORCHESTRATOR_FOLDER
 from d8mesh.edge.network import usable_addresses
 from d8mesh.edge.terminal import say as print_line
+from d8mesh.edge.transport.keys import public_key_in
 from d8mesh.program import command_name
-from d8mesh.words import tr
+from d8mesh.words import escaped, tr
 
 #: What people call the child processes.
 _SHOWN_NAMES: Final = {"broker": "broker", "web": "REST process"}
+#: Why somebody is refused, in words.
+_REFUSALS: Final = {
+    "access.address": "its address is not a private one",
+    "access.banned": "it sent what is not allowed, again and again; it may come again in 3 minutes",
+    "access.forbidden": "it asked for what it may not have",
+    "access.key": "it does not show the D8_MESH_KEY of this mesh",
+    "access.revoked": "its key was revoked",
+}
 #: Addresses named; a machine with more has them for containers.
 MAX_NAMED_ADDRESSES: Final = 4
 #: What FLASK_HOST says for all addresses.
@@ -48,6 +59,9 @@ class OrchestratorConsole:
         self._row(tr("open"), *(f"{url}/health" for url in urls))
         self._row(tr("programs"), self._programs(urls[0]))
         self._row(tr("other machines"), *self._hints(addresses[0], urls[0]))
+        key = public_key_in(Path(self._config.data_dir) / ORCHESTRATOR_FOLDER)
+        if key is not None:
+            self._row(tr("key"), fingerprint(key))
         self._row(tr("data"), str(self._folder))
         self._row(tr("logs"), str(self._folder / "logs"))
 
@@ -88,6 +102,26 @@ class OrchestratorConsole:
                 child=tr(_SHOWN_NAMES.get(name, name)),
                 seconds=away,
             )
+
+    def noticed(self, notice: Mapping[str, str]) -> None:
+        """Say who waits for approval, and how it is given; or who was refused, and why.
+
+        Args:
+            notice: the fields of `core.broker.effects.Notice`.
+        """
+        code, key = notice["code"], notice["fingerprint"]
+        who = {"name": escaped(notice["name"]) or "?", "address": escaped(notice["address"])}
+        if code == "access.pending":
+            command = f"{command_name()} join approve {key}"
+            self._say_tr(
+                "{name} at {address} wants to join, key {key}; to let it in: {command}",
+                key=key,
+                command=command,
+                **who,
+            )
+            return
+        why = tr(_REFUSALS.get(code, code))
+        self._say_tr("refused: {name} at {address}, key {key}: {why}", key=key, why=why, **who)
 
     def stopping(self, within_s: float) -> None:
         """Say what a stop waits for."""

@@ -20,7 +20,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from msgspec import structs
+
 from d8mesh.config import Config
+from d8mesh.core.broker.effects import Notice
 from d8mesh.edge import data_folder, logs
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import bind
@@ -81,11 +84,17 @@ def run_broker(config: Config, options: argparse.Namespace) -> int:
 
     web_port = int(options.rest[1]) if options.rest else None  # after --web-port
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
-    broker = Broker(config, _journal(config).parent, web_port=web_port)
+    broker = Broker(config, _journal(config).parent, web_port=web_port, say=_tell_launcher)
     end_when_told(broker.stop)
     print(json.dumps({"event": "ready", **asdict(broker.ready)}), flush=True)
     broker.run()
     return 0
+
+
+def _tell_launcher(notice: Notice) -> None:
+    """Pass on what whoever runs the orchestrator should know; nobody may be there any more."""
+    with contextlib.suppress(OSError, ValueError):
+        print(json.dumps({"event": "notice", **structs.asdict(notice)}), flush=True)
 
 
 @dataclass(slots=True, eq=False)
@@ -179,8 +188,14 @@ class _Launcher:
         ).start()
 
     def _ready(self, line: str) -> None:
-        """The broker is up: tell the REST process where, starting it anew if that changed."""
+        """The broker is up: tell the REST process where, starting it anew if that changed.
+
+        Later lines are of who waits or was refused.
+        """
         told = json.loads(line)
+        if told["event"] == "notice":
+            self.console.noticed(told)
+            return
         self._port = told["port"]
         endpoint = f"tcp://127.0.0.1:{self._port}?key={told['server_key']}"
         arguments = ["_web", "--broker", endpoint]

@@ -34,6 +34,7 @@ from d8mesh.doors.openai.described import OpenAiProblem
 from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.doors.openai.routes import openai_door
 from d8mesh.doors.rest.api import rest_door
+from d8mesh.doors.rest.members import join_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
 from d8mesh.doors.waiting import MAX_WAITS, Places
 from d8mesh.edge import logs
@@ -93,6 +94,7 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     runner = batch_runner(config, mesh, catalogue)
     doors = [
         rest_door(mesh, waits, rejections),
+        join_door(mesh, waits),
         tunnel_door(exchange),
         *_llm_doors(config, mesh, chats, catalogue),
         batches_door(runner, openai_problem, OpenAiProblem),

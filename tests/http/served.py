@@ -120,7 +120,13 @@ class Served:
         return b"{}"
 
     def connect(self) -> socket.socket:
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
+        return self.secured(self.connect_plainly())
+
+    def connect_plainly(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
+
+    def secured(self, connection: socket.socket) -> socket.socket:
+        """Return what speaks TLS over it, if that is what is served."""
         if self.tls is None:
             return connection
         context = ssl.create_default_context(cafile=str(self.tls.certificate))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import secrets
+import shutil
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ from d8mesh.config import Config
 from d8mesh.core.protocol.membership import fingerprint
 from d8mesh.core.protocol.pinning import Pin
 from d8mesh.edge.pins import PinFile
-from d8mesh.edge.transport.keys import kept_pair
+from d8mesh.edge.transport.keys import KEY_FILE, kept_pair
 from d8mesh.nodes.broker import Broker
 from d8mesh.nodes.client import Client
 from d8mesh.nodes.worker import Worker
@@ -65,14 +66,19 @@ class Mesh:
         *,
         port: int | None = None,
         is_announced: bool = False,
+        keys_of: str = "",
         **settings: Any,
     ) -> int:
         """Start a broker and return its port.
 
         Args:
+            keys_of: it has the key file of the broker of that name.
             is_announced: mDNS tells of it, and its end then takes a quarter of a second more.
         """
         port = port or free_port()
+        if keys_of:
+            (self._folder / name).mkdir()
+            shutil.copy2(self._folder / keys_of / KEY_FILE, self._folder / name / KEY_FILE)
         made: queue.Queue[Broker] = queue.Queue()
         interface = "127.0.0.1" if is_announced else "no-mdns"
         config = replace(self.config(port=port, interface=interface), **settings)

@@ -371,7 +371,7 @@ def test_options_out_of_range_are_refused_with_their_name(options: dict[str, Any
 def test_an_orchestrator_of_another_version_is_told_of_as_such(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d8mesh.core.broker.worker_sessions.VERSIONS", (2,))
+    monkeypatch.setattr("d8mesh.core.broker.hello_rules.VERSIONS", (2,))
     client = mesh.client(mesh.broker())
     with pytest.raises(VersionError, match="version 1: spoken here are 2"):
         client.ask("health", {}, timeout=PATIENCE_S)

@@ -230,10 +230,11 @@ def test_a_public_address_is_not_listened_on_by_accident(host: str, is_refused: 
 
 @pytest.mark.parametrize(("fatal", "is_dead"), [(NodeClosedError(), 1), (ForbiddenError(), 0)])
 def test_a_client_that_has_ended_by_itself_ends_the_process_and_a_refused_one_does_not(
-    fatal: D8Error, is_dead: bool
+    tmp_path: Path, fatal: D8Error, is_dead: bool
 ) -> None:
     async def serve() -> bool:
-        node = AsyncNode(Config(mesh="test-none"), endpoint="tcp://127.0.0.1:1", url=None)
+        config = Config(mesh="test-none", data_dir=str(tmp_path))
+        node = AsyncNode(config, endpoint="tcp://127.0.0.1:1", url=None)
         alive = asyncio.ensure_future(web_main._until_dead(node))
         await asyncio.sleep(0)
         node.runner.fatal = fatal

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from d8mesh.core.broker.effects import Effect, Fault, Load, Peer, Record, Send
+from d8mesh.core.broker.members import Members
 from d8mesh.core.broker.metrics import Metrics
 from d8mesh.core.broker.queue import ReadyQueue
 from d8mesh.core.broker.records import Batch
@@ -202,6 +203,7 @@ class BrokerState:
     task_table: TaskTable = field(default_factory=TaskTable)
     queue: ReadyQueue = field(default_factory=ReadyQueue)
     registry: WorkerRegistry = field(default_factory=WorkerRegistry)
+    members: Members = field(default_factory=Members)
     services: ServiceTable = field(default_factory=ServiceTable)
     clients: dict[str, ClientState] = field(default_factory=dict)
     clients_by_routing_id: dict[bytes, ClientState] = field(default_factory=dict)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from itertools import repeat
 from typing import Final, assert_never
 
-from d8mesh.core.protocol.membership import UNPROVEN
 from d8mesh.core.protocol.messages import (
     FAILED,
     SUCCEEDED,
@@ -32,13 +31,8 @@ from d8mesh.core.protocol.messages import (
     Welcome,
     Work,
 )
-from d8mesh.core.worker.broker_session import (
-    BrokerSession,
-    Profile,
-    failure,
-    hello,
-    reason_in,
-)
+from d8mesh.core.worker import broker_session
+from d8mesh.core.worker.broker_session import BrokerSession, Profile, failure, hello, reason_in
 from d8mesh.core.worker.effects import (
     UNAVAILABLE,
     Abort,
@@ -122,11 +116,7 @@ class WorkerSession:
     # -------------------------------------------------------------------- transports
 
     def link_up(self, link: str, now: float, server_key: bytes | None = None) -> list[WorkerEffect]:
-        """A transport to a broker is there: open the session.
-
-        Args:
-            server_key: the public key of who is at the other end.
-        """
+        """A transport to the broker with this public key is there: open the session."""
         broker = self.brokers.setdefault(link, BrokerSession(link))
         broker.server_key = server_key
         broker.is_up, broker.heard = True, now
@@ -243,8 +233,7 @@ class WorkerSession:
 
     def _welcome(self, message: Welcome, broker: BrokerSession, now: float) -> list[WorkerEffect]:
         if not self.profile.credentials.accept(broker.server_key, message.proof):
-            refused = Refused(0, "access.orchestrator_key", f"{message.broker_id} {UNPROVEN}")
-            return self._refused(refused, broker, now)
+            return self._refused(broker_session.unproven(message), broker, now)
         for other in self.brokers.values():
             if other is not broker and other.is_welcome and other.broker_id == message.broker_id:
                 # Two links to one broker: the one with work stays, and says what both hold.

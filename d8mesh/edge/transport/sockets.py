@@ -22,13 +22,17 @@ from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol.addresses import endpoint
 from d8mesh.core.protocol.membership import Verdict
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
+from d8mesh.edge.transport.connections import Connections
 from d8mesh.edge.transport.keys import KeyPair
-from d8mesh.edge.transport.zap import CURVE, ZAP_DOMAIN, Gate, guard
+from d8mesh.edge.transport.self_test import prove_gate
+from d8mesh.edge.transport.zap import CURVE, ZAP_DOMAIN, Gate, ZapHandler
 from d8mesh.errors import BrokerUnavailableError, D8Error
 
-#: A peer that has not finished the ZMTP handshake by then is dropped (silence, TLS, HTTP).
-HANDSHAKE_MS: Final = 3000
-#: Transport heartbeats: a dead TCP connection is noticed and closed by libzmq itself.
+#: A peer that has not finished the ZMTP handshake by then is dropped: silence is over in 3 s.
+HANDSHAKE_MS: Final = 2500
+#: Transport heartbeats: a dead TCP connection is noticed and closed by libzmq itself. Links send
+#: them, and a ROUTER closes a connection over which they have ceased. It sends none: libzmq 4.3.5
+#: aborts the process when one is due on a connection that broke while its queue was full.
 HEARTBEAT_MS: Final = 5000
 HEARTBEAT_TIMEOUT_MS: Final = 15_000
 #: Messages that may wait for one peer; a message is a batch, so this is plenty.
@@ -43,6 +47,8 @@ CONNECT_MS: Final = 2000
 #: So many handshakes fail one after the other before it is believed: one breaks off when its
 #: orchestrator is being stopped.
 MAX_FAILED_HANDSHAKES: Final = 3
+#: What CURVE adds to a frame, at most: its name, a nonce, a flag and a seal.
+SEAL_BYTES: Final = 64
 #: Connections waiting to be accepted.
 BACKLOG: Final = 1024
 #: How long closing may wait for what is still to be sent: a goodbye, not a queue.
@@ -172,9 +178,10 @@ class RouterEndpoint:
         gate: whether a peer of this address and public key may connect at all; others are
             refused before a frame of theirs is read (ZAP).
         is_taken: whether an address and port are somebody else's although they could be bound.
+        wake: called, from a thread of its own, when there are rejections, or to have it received.
 
     Raises:
-        D8Error: none of the ports is free.
+        D8Error: none of the ports is free, or the gate does not hold (`self_test`).
     """
 
     def __init__(
@@ -185,20 +192,26 @@ class RouterEndpoint:
         keys: KeyPair | None,
         gate: Gate,
         is_taken: Callable[[str, int], bool] = lambda host, port: False,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self._context = zmq.Context()
-        guard(self._context, gate, mechanism=b"NULL" if keys is None else CURVE)
-        self.socket = self._context.socket(zmq.ROUTER)
-        self._alone = [(self.socket, _READABLE)]
-        _configure(self.socket)
-        self.socket.set(zmq.ROUTER_MANDATORY, 1)
-        self.socket.set(zmq.BACKLOG, BACKLOG)
-        self.socket.set(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        handler = ZapHandler(self._context, gate, mechanism=b"NULL" if keys is None else CURVE)
         if keys is not None:
-            self.socket.curve_server = True
-            self.socket.curve_secretkey = keys.secret
+            try:
+                prove_gate(lambda: _guarded(self._context, keys), handler, keys.public)
+            except BaseException:
+                self._context.term()
+                raise
+        self.socket = _guarded(self._context, keys)
+        self._alone = [(self.socket, _READABLE)]
         self._send = _plain_send(self.socket)
         self._peers: dict[bytes, Peer] = {}
+        self._connections = Connections(
+            self._context, self.socket, handshake_s=HANDSHAKE_MS / 1000, wake=wake
+        )
+        #: connections that were refused or cut off, for the loop to count
+        self.rejections = self._connections.rejections
+        self._slow = self._connections.guard.slow
         try:
             self.port = self._bind([hosts] if isinstance(hosts, str) else hosts, ports, is_taken)
         except BaseException:  # also on Ctrl-C: what was taken is let go
@@ -238,10 +251,13 @@ class RouterEndpoint:
                 received.append((peer, None))
             else:
                 received.append((peer, part.bytes))
+        self._connections.took(received, is_all=len(received) < limit)
         return received
 
     def send(self, routing_id: bytes, frame: bytes) -> bool:
         """Send without waiting; False: the peer is gone (EHOSTUNREACH) or reads too slowly."""
+        if self._slow and not self._connections.guard.takes(routing_id, len(frame)):
+            return False
         try:
             self._send(routing_id, _AND_MORE)
             self._send(frame, _NOBLOCK, len(frame) < COPIED_BYTES)
@@ -251,13 +267,19 @@ class RouterEndpoint:
             return False
         return True
 
+    def drop(self, peer: Peer) -> None:
+        """Close the connection of a peer."""
+        self._connections.drop(peer.routing_id)
+
     def close(self) -> None:
         """Let the port go."""
+        self._connections.close()
         self.socket.close(LINGER_MS)
         self._context.term()
 
     def _first(self, routing_id: bytes, part: zmq.Frame) -> Peer:
         """Return who said the first frame of a connection, by its address and key."""
+        self._connections.hear_first(part, routing_id)
         address, key = _told_of(part, "Peer-Address"), _told_of(part, "User-Id")
         if len(self._peers) >= MAX_KNOWN_PEERS:
             self._peers.clear()  # asked again at the next frame of each
@@ -456,6 +478,20 @@ class DealerLink:
             self._tunnel.close()
 
 
+def _guarded(context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair | None) -> zmq.Socket[bytes]:
+    """Return a ROUTER that is not bound; None: one without encryption."""
+    router = context.socket(zmq.ROUTER)
+    _configure(router)
+    router.set(zmq.ROUTER_MANDATORY, 1)
+    router.set(zmq.HEARTBEAT_IVL, 0)
+    router.set(zmq.BACKLOG, BACKLOG)
+    router.set(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+    if keys is not None:
+        router.curve_server = True
+        router.curve_secretkey = keys.secret
+    return router
+
+
 def _told_of(part: zmq.Frame, what: str) -> str:
     """Return what is known of the connection that a frame came over; "" if nothing is."""
     try:
@@ -475,7 +511,7 @@ def _plain_send(handle: zmq.Socket[bytes]) -> Callable[..., object]:
 def _configure(handle: zmq.Socket[bytes]) -> None:
     for option, value in (
         (zmq.LINGER, LINGER_MS),
-        (zmq.MAXMSGSIZE, MAX_FRAME_BYTES),
+        (zmq.MAXMSGSIZE, MAX_FRAME_BYTES + SEAL_BYTES),
         (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
         (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
         (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),

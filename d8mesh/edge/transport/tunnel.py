@@ -18,14 +18,15 @@ import http.client
 import logging
 import secrets
 import socket
-import ssl
 import threading
 import time
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
 
+from d8mesh.core.protocol.membership import link_pass
 from d8mesh.edge.transport.http_answer import HttpAnswer
+from d8mesh.edge.transport.web_client import WebAccess, connect_to
 
 BYTES_TYPE: Final = "application/octet-stream"
 LINK_HEADER: Final = "X-D8-Link"
@@ -59,13 +60,14 @@ class Tunnel:
     """Leads from a port of this machine to the broker, one connection at a time.
 
     Args:
-        url: ``http://HOST:PORT`` of the orchestrator.
+        url: ``http://HOST:PORT`` or ``https://HOST:PORT`` of the orchestrator.
+        access: what is shown there, and what has to be shown to us.
 
     Thread: any; connections are carried by threads of its own.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, access: WebAccess) -> None:
+        self._url, self._access = url, access
         self._listener = socket.create_server(("127.0.0.1", 0))
         #: where a link is to connect to
         self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -97,7 +99,7 @@ class Tunnel:
                 with near:
                     if self._closing.is_set():
                         return
-                    self._pipe = pipe = _Pipe(self._url, near)
+                    self._pipe = pipe = _Pipe(self._url, self._access, near)
                     if self._closing.is_set():
                         pipe.finish()
                     pipe.carry()
@@ -113,11 +115,11 @@ class _Pipe:
     that sending never waits for it.
     """
 
-    def __init__(self, url: str, near: socket.socket) -> None:
+    def __init__(self, url: str, access: WebAccess, near: socket.socket) -> None:
         near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._near = near
         link_id = secrets.token_hex(16)
-        self._sender, self._poller = _Line(url, link_id), _Line(url, link_id)
+        self._sender, self._poller = (_Line(url, access, link_id) for _ in range(2))
         #: it is over; only its last bytes are waited for
         self._over, self._finishing = threading.Event(), threading.Event()
         #: whether the other side has ever taken something
@@ -197,12 +199,13 @@ class _Line:
     Thread: one; only `cut` may be called by another.
     """
 
-    def __init__(self, url: str, link_id: str) -> None:
-        self._parts = urlsplit(url)
-        host = self._parts.netloc.rpartition("@")[2]
+    def __init__(self, url: str, access: WebAccess, link_id: str) -> None:
+        self._url, self._trusted = url, access.trusted
+        shown = access.token if access.secret is None else link_pass(access.secret, link_id)
         self._head = (
-            f"POST {EXCHANGE_PATH} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {BYTES_TYPE}\r\n"
-            f"{LINK_HEADER}: {link_id}\r\n"
+            f"POST {EXCHANGE_PATH} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
+            f"Content-Type: {BYTES_TYPE}\r\n{LINK_HEADER}: {link_id}\r\n"
+            + (f"Authorization: Bearer {shown}\r\n" if shown else "")
         ).encode("ascii")
         self._connection: socket.socket | None = None
         self._is_cut = False
@@ -246,13 +249,7 @@ class _Line:
             connection.close()
 
     def _connected(self) -> socket.socket:
-        host, is_safe = self._parts.hostname or "", self._parts.scheme == "https"
-        port = self._parts.port or (443 if is_safe else 80)
-        self._connection = socket.create_connection((host, port), timeout=TUNNEL_ANSWER_S)
-        self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if is_safe:
-            context = ssl.create_default_context()
-            self._connection = context.wrap_socket(self._connection, server_hostname=host)
+        self._connection = connect_to(self._url, self._trusted, timeout_s=TUNNEL_ANSWER_S)
         if self._is_cut:
             raise ConnectionAbortedError
         return self._connection

@@ -19,7 +19,7 @@ from d8mesh.edge import address_file
 from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.keys import KeyPair
 from d8mesh.edge.transport.sockets import DealerLink
-from d8mesh.nodes.credentials import secret_of
+from d8mesh.nodes.credentials import secret_of, web_access
 from d8mesh.nodes.reconnector.known_brokers import MAX_BROKERS, KnownBrokers
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import Search
@@ -52,7 +52,8 @@ class Orchestrators:
         self.links: deque[tuple[str, DealerLink, Route]] = deque()
         #: broker id -> key of the link, where sessions stand; told by the I/O thread
         self.joined: dict[str, str] = {}
-        self._config, self._connector = config, Connector(wake, keys=keys)
+        self._config = config
+        self._connector = Connector(wake, keys=keys, access=web_access(config))
         self.trust = OrchestratorTrust(config, secret_of(config))
         self._known = KnownBrokers(self.trust)
         self._reconnectors: dict[str, Reconnector] = {}

@@ -25,6 +25,7 @@ from d8mesh.edge.transport.tunnel import (
     WAIT_HEADER,
     Tunnel,
 )
+from d8mesh.edge.transport.web_client import WebAccess
 
 PATIENCE_S = 20.0
 #: What a request may meet with: an answer instead, no answer after it was taken, none before.
@@ -145,7 +146,7 @@ def far() -> Iterator[FarEnd]:
 
 @contextlib.contextmanager
 def tunnel_to(url: str) -> Iterator[Tunnel]:
-    made = Tunnel(url)
+    made = Tunnel(url, WebAccess())
     try:
         yield made
     finally:
@@ -303,7 +304,7 @@ def threads_since(before: set[threading.Thread]) -> set[threading.Thread]:
 
 def test_closing_sends_what_waits_and_ends_the_threads(far: FarEnd) -> None:
     before = set(threading.enumerate())
-    made = Tunnel(far.url)
+    made = Tunnel(far.url, WebAccess())
     with connected(made) as near:
         near.sendall(b"hello")
         far.wait(lambda: far.polls == 1)
@@ -320,7 +321,7 @@ def test_closing_sends_what_waits_and_ends_the_threads(far: FarEnd) -> None:
 @pytest.mark.parametrize("is_used", [False, True])
 def test_closing_ends_with_nobody_there(is_used: bool) -> None:
     before = set(threading.enumerate())
-    made = Tunnel("http://127.0.0.1:1")
+    made = Tunnel("http://127.0.0.1:1", WebAccess())
     mine = threads_since(before)
     assert mine
     if is_used:
