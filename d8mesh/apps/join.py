@@ -1,4 +1,7 @@
-"""The command `join`: who may join the mesh of this machine's orchestrator."""
+"""The command `join`: who may join the mesh of this machine's orchestrator.
+
+What it does for the other side, on the machines of workers and clients, is in `pins`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from d8mesh.apps import pins
 from d8mesh.apps.tables import lines_of, wrapped
 from d8mesh.apps.work import connect
 from d8mesh.config import Config
@@ -39,6 +43,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
         BrokerUnavailableError: no orchestrator of this data folder answers.
         UnknownMemberError, AmbiguousMemberError: the name or fingerprint means none, or several.
     """
+    if options.action in pins.ACTIONS:
+        return pins.run(config, options)
     from d8mesh.nodes.client import Client  # slow to import
 
     with Client(endpoint=_own_endpoint(config), config=config) as client:
