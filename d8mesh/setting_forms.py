@@ -186,6 +186,14 @@ def names(pattern: str, *, is_printable: bool = False) -> Parser:
     return parse
 
 
+def fingerprints(text: str) -> tuple[str, ...]:
+    """Take SHA-256 fingerprints as programs show them, as 64 lower-case hex digits each."""
+    parts = [part.strip().replace(":", "").lower() for part in text.split(",") if part.strip()]
+    if not parts or not all(re.fullmatch(r"[0-9a-f]{64}", part) for part in parts):
+        raise ValueError(text)
+    return tuple(parts)
+
+
 def folder(text: str) -> str:
     """Take the path of a folder; bytes that are no UTF-8 (as surrogates) cannot be a journal's."""
     text.encode("utf-8")  # raises UnicodeEncodeError, a ValueError

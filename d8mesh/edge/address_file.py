@@ -24,7 +24,7 @@ NAME: Final = "address.json"
 #: The file is tiny; a larger one is not ours.
 MAX_ADDRESS_FILE_BYTES: Final = 16_384
 #: Of a public key.
-KEY_BYTES: Final = 32
+PUBLIC_KEY_BYTES: Final = 32
 #: Addresses of one machine that are written down and tried.
 MAX_ADDRESSES: Final = 16
 
@@ -68,7 +68,7 @@ def read(data: Path, mesh: str) -> KnownBroker | None:
 
 def _bytes(value: object) -> bytes:
     found = bytes.fromhex(value) if isinstance(value, str) else b""
-    if len(found) != KEY_BYTES:
+    if len(found) != PUBLIC_KEY_BYTES:
         raise ValueError(value)
     return found
 

@@ -17,7 +17,6 @@ from d8mesh.http.asgi import AsgiMessage
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.nodes.client.aio.node import AsyncNode
 from tests.http.calls import Answer, LoopThread, call, scope_of
-from tests.keyed import PEER
 from tests.nodes.mesh import PATIENCE_S, Mesh
 
 #: Longer than any wait of a call.
@@ -42,10 +41,10 @@ class Rest:
     async def _begin(self) -> None:
         endpoint = self.mesh.endpoint(self.port)
         self.client = AsyncNode(self.mesh.config(), endpoint=endpoint, url=None)
-        self.exchange = Exchange(endpoint, PEER)
+        self.exchange = Exchange(endpoint)
         doors = [
             rest_door(self.client, self.waits, self.rejections),
-            tunnel_door(self.exchange, self.client, self.waits),
+            tunnel_door(self.exchange),
         ]
         self.application = Application(doors, Guard(), self.rejections)
 

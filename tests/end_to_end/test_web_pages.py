@@ -34,7 +34,6 @@ from tests.doors.llm_mesh import CHAT as CHAT_MODEL
 from tests.doors.llm_mesh import EMBEDDER, LlmMesh, llm_mesh, machine
 from tests.end_to_end.browser import PAGE_S, Pages, Rebinding, browser_path, browsing
 from tests.end_to_end.processes import PATIENCE_S
-from tests.keyed import PEER
 
 JSON: Final = {"Content-Type": "application/json"}
 #: On a loaded machine a page may take long for all its attempts.
@@ -160,11 +159,11 @@ async def all_routes(folder: Path) -> list[HttpRoute]:
     config = Config(mesh="none", interfaces=("127.0.0.1",), data_dir=str(folder))
     endpoint = "tcp://127.0.0.1:9"
     node = AsyncNode(config, endpoint=endpoint, url=None)
-    exchange, places = Exchange(endpoint, PEER), Places(1)
+    exchange, places = Exchange(endpoint), Places(1)
     catalogue = ModelCatalogue(node, lists_cloud=False)
     doors = [
         rest_door(node, places, Rejections()),
-        tunnel_door(exchange, node, places),
+        tunnel_door(exchange),
         *llm_doors(config, node, Chats(node, catalogue, keeps_all=False), catalogue),
         batches_door(batch_runner(config, node, catalogue), openai_problem, OpenAiProblem),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import secrets
+import shutil
 import socket
 import threading
 import time
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from d8mesh.config import Config
-from d8mesh.edge.transport.keys import kept_pair
+from d8mesh.core.protocol.membership import fingerprint
+from d8mesh.core.protocol.pinning import Pin
+from d8mesh.edge.pins import PinFile
+from d8mesh.edge.transport.keys import KEY_FILE, kept_pair
 from d8mesh.nodes.broker import Broker
 from d8mesh.nodes.client import Client
 from d8mesh.nodes.worker import Worker
@@ -62,14 +66,19 @@ class Mesh:
         *,
         port: int | None = None,
         is_announced: bool = False,
+        keys_of: str = "",
         **settings: Any,
     ) -> int:
         """Start a broker and return its port.
 
         Args:
+            keys_of: it has the key file of the broker of that name.
             is_announced: mDNS tells of it, and its end then takes a quarter of a second more.
         """
         port = port or free_port()
+        if keys_of:
+            (self._folder / name).mkdir()
+            shutil.copy2(self._folder / keys_of / KEY_FILE, self._folder / name / KEY_FILE)
         made: queue.Queue[Broker] = queue.Queue()
         interface = "127.0.0.1" if is_announced else "no-mdns"
         config = replace(self.config(port=port, interface=interface), **settings)
@@ -83,6 +92,7 @@ class Mesh:
         thread.start()
         broker = made.get(timeout=PATIENCE_S)
         self.brokers.append((broker, thread))
+        self._trust_all()
         self._stack.callback(self.stop_broker, broker, thread)
         return broker.ready.port
 
@@ -99,6 +109,13 @@ class Mesh:
         return (
             bytes.fromhex(found[-1].server_key) if found else kept_pair(self._folder / "o").public
         )
+
+    def _trust_all(self) -> None:
+        """Have all of several brokers trusted, as a person does; one alone is by itself."""
+        pins = PinFile(self._folder / "data")
+        keys = [bytes.fromhex(broker.ready.server_key) for broker, _ in self.brokers]
+        for key in keys if len(set(keys)) > 1 else ():
+            pins.add(self.mesh, Pin(fingerprint(key), key))
 
     def stop_broker(self, broker: Broker, thread: threading.Thread) -> None:
         if thread.is_alive():

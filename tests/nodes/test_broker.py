@@ -21,6 +21,7 @@ from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.edge.network import usable_addresses
 from d8mesh.edge.sqlite import files
+from d8mesh.edge.transport.keys import new_pair
 from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
 from d8mesh.nodes import broker
 from d8mesh.nodes.broker import ANSWERED_STRIKES, JOURNAL_NAME, Broker
@@ -57,7 +58,7 @@ def test_garbage_gets_a_clear_answer_and_harms_nobody(running: Running, garbage:
 
 
 def test_garbage_without_end_is_answered_a_few_times_only(running: Running) -> None:
-    client, stranger = running.client(), running.link()
+    client, stranger = running.client(), running.link(new_pair())
     for _ in range(50):
         stranger.send(b"\xff")
     for _ in range(ANSWERED_STRIKES):

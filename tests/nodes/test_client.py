@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -27,7 +26,6 @@ from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.codec import decode_to_worker, encode
 from d8mesh.core.protocol.messages import SUCCEEDED, Group, Results, Stream, Work, WorkerHello
 from d8mesh.doors.tunnel import Exchange, tunnel_door
-from d8mesh.doors.waiting import Places
 from d8mesh.edge.network import bind
 from d8mesh.errors import (
     BrokerUnavailableError,
@@ -58,7 +56,7 @@ from d8mesh.nodes.client.outputs import listen as listen_to
 from d8mesh.nodes.client.streams import Missed, StreamDeduplicator
 from d8mesh.nodes.reconnector.search import Search
 from tests.http.calls import LoopThread
-from tests.keyed import PEER, link_to
+from tests.keyed import link_to
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 NOBODY = f"{'v' * 16}-0"
@@ -373,7 +371,7 @@ def test_options_out_of_range_are_refused_with_their_name(options: dict[str, Any
 def test_an_orchestrator_of_another_version_is_told_of_as_such(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d8mesh.core.broker.worker_sessions.VERSIONS", (2,))
+    monkeypatch.setattr("d8mesh.core.broker.hello_rules.VERSIONS", (2,))
     client = mesh.client(mesh.broker())
     with pytest.raises(VersionError, match="version 1: spoken here are 2"):
         client.ask("health", {}, timeout=PATIENCE_S)
@@ -748,9 +746,8 @@ class Door:
         self.listener: socket.socket | None = None
 
     async def _begin(self) -> None:
-        self.exchange = Exchange(self.endpoint, PEER)
-        mesh: Any = SimpleNamespace(is_connected=True)
-        tunnel = tunnel_door(self.exchange, mesh, Places(1))
+        self.exchange = Exchange(self.endpoint)
+        tunnel = tunnel_door(self.exchange)
         health = HttpDoor(routes=[HttpRoute(rule="/health", call=self._health)])
         tunnel = replace(tunnel, before=self._count)
         application = Application([health, tunnel], Guard(), Rejections())

@@ -31,6 +31,7 @@ from d8mesh.errors import (
 from d8mesh.nodes.client import Client, closing, wait
 from d8mesh.nodes.client.completion_waiters import MAX_PENDING_TASKS
 from d8mesh.nodes.client.outputs import listen
+from tests.keyed import endpoint_of
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 ID = r"[0-9a-v]{16}-\d+"
@@ -365,7 +366,7 @@ def test_a_program_that_ends_without_an_orchestrator_says_so() -> None:
     {OPEN.strip()}
     print(client.submit("nobody", {{}}).id)
     """
-    done = run(program, free_port(), "m")
+    done = run(program, endpoint_of(free_port()), "m")
     assert done.returncode == 0
     first, second = done.stderr.splitlines()
     assert first.startswith("d8mesh: waiting up to 1 s for the acknowledgement of 1 task")
@@ -388,7 +389,7 @@ def test_a_forked_child_leaves_its_parents_tasks_alone(mesh: Mesh) -> None:
             sys.exit(7)
         print(os.waitstatus_to_exitcode(os.wait()[1]))
     """
-    done = run(program, port, mesh.mesh)
+    done = run(program, mesh.endpoint(port), mesh.mesh)
     assert (done.returncode, done.stdout.strip(), said(done)) == (0, "7", "")
     assert pending(mesh, port) == 1
 
@@ -405,6 +406,6 @@ def test_a_child_of_multiprocessing_that_ends_has_its_task_on_the_disk(mesh: Mes
     child.start()
     child.join()
     """
-    done = run(program, port, mesh.mesh)
+    done = run(program, mesh.endpoint(port), mesh.mesh)
     assert (done.returncode, said(done)) == (0, "")
     assert pending(mesh, port) == 1

@@ -164,7 +164,7 @@ def test_another_orchestrator_in_place_of_the_first_serves_on(
     first = line.broker_id
     mesh.stop_broker(*mesh.brokers[-1])
     until(lambda: not client.node.session.is_up)
-    mesh.broker("other", port=port)
+    mesh.broker("other", port=port, keys_of="o")
     assert client.wait_connected(PATIENCE_S)
     assert client.call("count", {"n": 2}, timeout=PATIENCE_S)["output"] == {"n": 2}
     assert lines_of(client) == [line]

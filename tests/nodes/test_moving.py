@@ -13,7 +13,8 @@ import pytest
 from d8mesh.config import Config
 from d8mesh.core.protocol.announcement import NodeKind, Sighting
 from d8mesh.core.protocol.route import KnownBroker
-from d8mesh.edge.transport.connector import Connection, Connector
+from d8mesh.edge.transport.connector import Connector
+from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import Search
 from d8mesh.nodes.worker.orchestrators import Orchestrators
@@ -66,7 +67,7 @@ def test_a_worker_asks_whether_it_has_moved_and_stays_if_it_has_not(tmp_path: Pa
 
 def test_a_client_goes_where_it_has_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Callable[[Sighting], None]] = []
-    made: list[Connection] = []
+    made: list[DealerLink] = []
 
     class Silent:
         def __init__(self, **given: object) -> None:

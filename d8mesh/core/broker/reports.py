@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from d8mesh.core.broker import catalogue, explain, model_report, placement
+from d8mesh.core.broker import catalogue, explain, member_report, model_report, placement
 from d8mesh.core.broker.metrics import Snapshot
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import Batch, History, TaskRecord
@@ -199,8 +199,11 @@ def health(state: BrokerState) -> Body:
         "broker_port": policy.broker_port,
         "server_key": policy.server_key.hex(),
         "proof": "" if secret is None else announced_proof(secret, policy.server_key).hex(),
+        "tls": policy.tls,
         "mesh": policy.mesh,
         "version": policy.version,
+        "join": member_report.modes_of(state),
+        "keys_waiting": len(state.members.waiting),
         "rejected": now.counted.rejected,
         "duplicates": now.counted.duplicates,
     }

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from d8mesh.core.broker.effects import Effect, Fault, Load, Peer, Record, Send
+from d8mesh.core.broker.members import Members
 from d8mesh.core.broker.metrics import Metrics
 from d8mesh.core.broker.queue import ReadyQueue
 from d8mesh.core.broker.records import Batch
@@ -54,6 +55,7 @@ class Policy:
     broker_port: int = 0
     server_key: bytes = b""  #: our public key
     mesh_secret: bytes | None = field(default=None, repr=False)  #: None: no mesh key is set
+    tls: str = ""  #: fingerprint of the REST port's certificate; empty: plain HTTP
     heartbeat_s: float = 3.0
     lease_s: float = 10.0
     polling_timeout_s: float = 60.0
@@ -202,6 +204,7 @@ class BrokerState:
     task_table: TaskTable = field(default_factory=TaskTable)
     queue: ReadyQueue = field(default_factory=ReadyQueue)
     registry: WorkerRegistry = field(default_factory=WorkerRegistry)
+    members: Members = field(default_factory=Members)
     services: ServiceTable = field(default_factory=ServiceTable)
     clients: dict[str, ClientState] = field(default_factory=dict)
     clients_by_routing_id: dict[bytes, ClientState] = field(default_factory=dict)

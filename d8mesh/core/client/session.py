@@ -32,6 +32,7 @@ from d8mesh.core.protocol.messages import (
     Answer,
     Beat,
     ClientHello,
+    ClientQuestion,
     Goodbye,
     Listen,
     Outcomes,
@@ -111,10 +112,10 @@ class ClientSession:
         self._full: Refused | None = None  #: why the backlog is paused
         self._awaited = Awaited(session)
         #: questions under way, and when each was asked last
-        self._asks: dict[int, Query] = {}
+        self._asks: dict[int, ClientQuestion] = {}
         self._asked_at: dict[int, float] = {}
         self._patient: set[int] = set()  #: those of `PATIENT` among them
-        self._unasked: dict[int, Query] = {}  #: to be asked when others are answered
+        self._unasked: dict[int, ClientQuestion] = {}  #: to be asked when others are answered
         self._listening: set[str] = set()
         self._deliveries = Deliveries()
 
@@ -160,7 +161,7 @@ class ClientSession:
         task_id = self._awaited.remove_single(submission)
         return [Transmit(Unwatch([task_id]))] if self.is_up and task_id else []
 
-    def ask(self, question: Query, now: float) -> list[Output]:
+    def ask(self, question: ClientQuestion, now: float) -> list[Output]:
         """Ask the broker; `Answered` brings the answer, after reconnects too."""
         self._unasked[question.request] = question
         return self._ask_more(now)
@@ -380,9 +381,9 @@ class ClientSession:
             out.append(self._ask(self._unasked.pop(request), now))
         return out
 
-    def _ask(self, question: Query, now: float) -> Transmit:
+    def _ask(self, question: ClientQuestion, now: float) -> Transmit:
         self._asks[question.request], self._asked_at[question.request] = question, now
-        if question.what in PATIENT:
+        if isinstance(question, Query) and question.what in PATIENT:
             self._patient.add(question.request)
         return Transmit(question)
 

@@ -21,7 +21,7 @@ from d8mesh.setting_forms import NAME_PATTERN
 
 #: Bytes of a TXT record that is read: ours takes under 400; RFC 6763 recommends below 1300.
 MAX_TXT_BYTES: Final = 1300
-_DIGITS: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_KEY_DIGITS: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _PEER_NAME: Final = re.compile(NAME_PATTERN, re.ASCII)
 
 
@@ -137,7 +137,7 @@ def _pairs(txt: bytes) -> dict[str, str]:
 def _digits(key: str, pairs: dict[str, str]) -> bytes:
     """Return the 32 bytes that 64 hex digits stand for; b"" if the record has no such key."""
     text = pairs.get(key, "")
-    if text and not _DIGITS.fullmatch(text):
+    if text and not _KEY_DIGITS.fullmatch(text):
         raise ProtocolError(f"TXT {key}={text!a:.80}: expected 64 hex digits")
     return bytes.fromhex(text)
 

@@ -7,6 +7,7 @@ with the field's path. Nothing is allocated that the frame does not hold.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Final, TypeAlias, TypeVar
 
@@ -91,6 +92,26 @@ def _submit_is_bounded(message: m.Submit) -> bool:
     return count <= m.MAX_BATCH_TASKS
 
 
+def _worker_hello_is_sound(message: m.WorkerHello) -> bool:
+    _check_names(message, message.worker_id, message.boot_id, message.worker_type, message.host)
+    _check_names(message, message.machine_id, *message.task_types, *message.models)
+    return len(message.held_ids) == len(message.held_tokens)
+
+
+def _client_hello_is_sound(message: m.ClientHello) -> bool:
+    _check_names(message, message.host)
+    return True
+
+
+def _check_names(message: m.Message, *names: str) -> None:
+    """Refuse what could do something to a terminal or a log."""
+    for name in names:
+        if _CONTROL.search(name):
+            kind = type(message).__name__
+            raise ProtocolError(f"{kind}: control characters in the name {name[:80]!a}")
+
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 #: How many items an `OfferedModel` has without those that came later.
 _FIRST_MODEL_ITEMS: Final = 14
 #: What leaves out of messages and their parts the last fields that came later: without them they
@@ -112,7 +133,8 @@ _COLUMN_CHECKS: Final[dict[type, Callable[..., bool]]] = {
     m.Submit: _submit_is_bounded,
     m.Work: lambda it: all(len(g.ids) == len(g.tokens) == len(g.payloads) for g in it.groups),
     m.Release: lambda it: len(it.ids) == len(it.tokens),
-    m.WorkerHello: lambda it: len(it.held_ids) == len(it.held_tokens),
+    m.WorkerHello: _worker_hello_is_sound,
+    m.ClientHello: _client_hello_is_sound,
     m.Services: lambda it: len(it.held_ids) == len(it.held_services) == len(it.held_models),
     m.Placed: lambda it: len(it.ids) == len(it.placements),
     m.Delivered: lambda it: len(it.ids) == len(it.payloads),

@@ -13,7 +13,7 @@ What `frames` and `service_messages` hold is imported from here too.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, field
 
@@ -268,6 +268,22 @@ class Delivered(Frame, frozen=True, tag=26):
     keep_s: Seconds = 0.0
 
 
+#: What may be done with a member.
+MemberChange: TypeAlias = Literal["approve", "revoke", "forget"]
+
+
+class ChangeMembers(Frame, frozen=True, tag=27):
+    """Let a key in, show one out, or forget one; answered by `Answer` with the same number.
+
+    `who` is a fingerprint, or a worker id or name. Only keys of the orchestrator's own data
+    folder may ask this.
+    """
+
+    request: Count
+    action: MemberChange
+    who: Name
+
+
 # ---------------------------------------------------------------- broker to both
 
 
@@ -417,7 +433,11 @@ class Answer(Frame, frozen=True, tag=63):
 
 _OfServices: TypeAlias = Services | Measured | Described
 _FromWorker: TypeAlias = WorkerHello | Heartbeat | Results | Release | Chunks | _OfServices
-_FromClient: TypeAlias = ClientHello | Submit | Watch | Unwatch | Listen | Query | Delivered
+#: What is answered by `Answer`.
+ClientQuestion: TypeAlias = Query | ChangeMembers
+_FromClient: TypeAlias = (
+    ClientHello | Submit | Watch | Unwatch | Listen | ClientQuestion | Delivered
+)
 _ToBoth: TypeAlias = Goodbye | Welcome | Rehello | Refused | Beat
 ToBroker: TypeAlias = Goodbye | _FromWorker | _FromClient
 ToWorker: TypeAlias = _ToBoth | Work | Received | Stop | Listening | Recall | Placed | Warm

@@ -11,15 +11,19 @@ from d8mesh.core.protocol.addresses import parse_endpoint
 
 
 class Route(NamedTuple):
-    """``tcp://HOST:PORT`` (ZeroMQ), or ``http://HOST:PORT`` (the same frames over REST).
+    """``tcp://HOST:PORT`` (ZeroMQ), or ``http[s]://HOST:PORT`` (its connection through REST).
 
     `broker_id` is who shall answer there, "" for whoever does; `server_key` the public key of
     the broker, 32 bytes. Without it nothing can be connected: None says that it is not known yet.
+    `tls` is the fingerprint that its certificate is said to have, "" if none was told;
+    `is_given` says that a person named the place.
     """
 
     endpoint: str
     broker_id: str = ""
     server_key: bytes | None = None
+    tls: str = ""
+    is_given: bool = False
 
     @classmethod
     def given(cls, text: str) -> Route:

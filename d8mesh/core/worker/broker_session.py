@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from d8mesh.core.protocol.membership import NOTHING_TO_SHOW, Credentials
+from d8mesh.core.protocol.membership import NOTHING_TO_SHOW, UNPROVEN, Credentials
 from d8mesh.core.protocol.messages import (
     MAX_BATCH_TASKS,
     MAX_STREAM_BYTES,
@@ -18,6 +18,8 @@ from d8mesh.core.protocol.messages import (
     VERSIONS,
     Chunks,
     Placement,
+    Refused,
+    Welcome,
     WorkerHello,
 )
 from d8mesh.core.worker.effects import Attempt, KeptResult
@@ -265,6 +267,11 @@ class BrokerSession:
         self.waiting = [batch for batch in self.waiting if batch.ids]
         self.unacknowledged = {seq: b for seq, b in self.unacknowledged.items() if b.ids}
         return gone
+
+
+def unproven(message: Welcome) -> Refused:
+    """Return what a WELCOME without the proof of our mesh key comes to."""
+    return Refused(0, "access.orchestrator_key", f"{message.broker_id} {UNPROVEN}")
 
 
 def hello(

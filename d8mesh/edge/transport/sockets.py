@@ -14,20 +14,25 @@ import errno
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import zmq
 
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol.addresses import endpoint
+from d8mesh.core.protocol.membership import Verdict
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
+from d8mesh.edge.transport.connections import Connections
 from d8mesh.edge.transport.keys import KeyPair
-from d8mesh.edge.transport.zap import CURVE, ZAP_DOMAIN, Gate, guard
+from d8mesh.edge.transport.self_test import prove_gate
+from d8mesh.edge.transport.zap import CURVE, ZAP_DOMAIN, Gate, ZapHandler
 from d8mesh.errors import BrokerUnavailableError, D8Error
 
-#: A peer that has not finished the ZMTP handshake by then is dropped (silence, TLS, HTTP).
-HANDSHAKE_MS: Final = 3000
-#: Transport heartbeats: a dead TCP connection is noticed and closed by libzmq itself.
+#: A peer that has not finished the ZMTP handshake by then is dropped: silence is over in 3 s.
+HANDSHAKE_MS: Final = 2500
+#: Transport heartbeats: a dead TCP connection is noticed and closed by libzmq itself. Links send
+#: them, and a ROUTER closes a connection over which they have ceased. It sends none: libzmq 4.3.5
+#: aborts the process when one is due on a connection that broke while its queue was full.
 HEARTBEAT_MS: Final = 5000
 HEARTBEAT_TIMEOUT_MS: Final = 15_000
 #: Messages that may wait for one peer; a message is a batch, so this is plenty.
@@ -39,6 +44,11 @@ RECONNECT_MS: Final = 50
 RECONNECT_MAX_MS: Final = 200
 #: A connection that nobody answers is tried anew: the system alone would pause up to a minute.
 CONNECT_MS: Final = 2000
+#: What CURVE adds to a frame, at most: its name, a nonce, a flag and a seal.
+SEAL_BYTES: Final = 64
+#: So many handshakes fail one after the other before it is believed: one breaks off when its
+#: orchestrator is being stopped.
+MAX_FAILED_HANDSHAKES: Final = 3
 #: Connections waiting to be accepted.
 BACKLOG: Final = 1024
 #: How long closing may wait for what is still to be sent: a goodbye, not a queue.
@@ -48,6 +58,8 @@ COPIED_BYTES: Final = 65_536
 #: As plain numbers: arithmetic with pyzmq's enums costs more than what it asks for.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _READABLE: Final = int(zmq.POLLIN)
+#: Not _PROTOCOL: while that is told of, a frame that does not open ends the process (libzmq 4.3.5).
+_HANDSHAKE_FAILED: Final = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _AND_MORE: Final = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 #: libzmq's own numbers: on Windows they are not those of Python's `errno`, but of the C library.
 #: A port that the system keeps to itself (EACCES, which zmq.Errno lacks) is as good as taken.
@@ -166,9 +178,10 @@ class RouterEndpoint:
         gate: whether a peer of this address and public key may connect at all; others are
             refused before a frame of theirs is read (ZAP).
         is_taken: whether an address and port are somebody else's although they could be bound.
+        wake: called, from a thread of its own, when there are rejections, or to have it received.
 
     Raises:
-        D8Error: none of the ports is free.
+        D8Error: none of the ports is free, or the gate does not hold (`self_test`).
     """
 
     def __init__(
@@ -179,20 +192,26 @@ class RouterEndpoint:
         keys: KeyPair | None,
         gate: Gate,
         is_taken: Callable[[str, int], bool] = lambda host, port: False,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self._context = zmq.Context()
-        guard(self._context, gate, mechanism=b"NULL" if keys is None else CURVE)
-        self.socket = self._context.socket(zmq.ROUTER)
-        self._alone = [(self.socket, _READABLE)]
-        _configure(self.socket)
-        self.socket.set(zmq.ROUTER_MANDATORY, 1)
-        self.socket.set(zmq.BACKLOG, BACKLOG)
-        self.socket.set(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        handler = ZapHandler(self._context, gate, mechanism=b"NULL" if keys is None else CURVE)
         if keys is not None:
-            self.socket.curve_server = True
-            self.socket.curve_secretkey = keys.secret
+            try:
+                prove_gate(lambda: _guarded(self._context, keys), handler, keys.public)
+            except BaseException:
+                self._context.term()
+                raise
+        self.socket = _guarded(self._context, keys)
+        self._alone = [(self.socket, _READABLE)]
         self._send = _plain_send(self.socket)
         self._peers: dict[bytes, Peer] = {}
+        self._connections = Connections(
+            self._context, self.socket, handshake_s=HANDSHAKE_MS / 1000, wake=wake
+        )
+        #: connections that were refused or cut off, for the loop to count
+        self.rejections = self._connections.rejections
+        self._slow = self._connections.guard.slow
         try:
             self.port = self._bind([hosts] if isinstance(hosts, str) else hosts, ports, is_taken)
         except BaseException:  # also on Ctrl-C: what was taken is let go
@@ -232,10 +251,13 @@ class RouterEndpoint:
                 received.append((peer, None))
             else:
                 received.append((peer, part.bytes))
+        self._connections.took(received, is_all=len(received) < limit)
         return received
 
     def send(self, routing_id: bytes, frame: bytes) -> bool:
         """Send without waiting; False: the peer is gone (EHOSTUNREACH) or reads too slowly."""
+        if self._slow and not self._connections.guard.takes(routing_id, len(frame)):
+            return False
         try:
             self._send(routing_id, _AND_MORE)
             self._send(frame, _NOBLOCK, len(frame) < COPIED_BYTES)
@@ -245,13 +267,19 @@ class RouterEndpoint:
             return False
         return True
 
+    def drop(self, peer: Peer) -> None:
+        """Close the connection of a peer."""
+        self._connections.drop(peer.routing_id)
+
     def close(self) -> None:
         """Let the port go."""
+        self._connections.close()
         self.socket.close(LINGER_MS)
         self._context.term()
 
     def _first(self, routing_id: bytes, part: zmq.Frame) -> Peer:
         """Return who said the first frame of a connection, by its address and key."""
+        self._connections.hear_first(part, routing_id)
         address, key = _told_of(part, "Peer-Address"), _told_of(part, "User-Id")
         if len(self._peers) >= MAX_KNOWN_PEERS:
             self._peers.clear()  # asked again at the next frame of each
@@ -300,6 +328,13 @@ class SharedContext(zmq.Context[zmq.Socket[bytes]]):
     """Lets many `DealerLink` s of one process share ZeroMQ's own threads; `term` lets them go."""
 
 
+class Closes(Protocol):
+    """Something that is let go with what stands on it."""
+
+    def close(self) -> None:
+        """Let it go."""
+
+
 class DealerLink:
     """A DEALER connected to one address of a broker.
 
@@ -310,9 +345,11 @@ class DealerLink:
             nobody else can answer.
         keys: the key pair of this node, by which the broker knows it; None: as for
             `RouterEndpoint`, and `server_key` too.
+        tunnel: what leads from `endpoint` to the broker; it is closed with the link.
 
     When the connection breaks, it is made again to the same address. `is_cut` tells that it
-    is broken; `is_renewed` that it was, and that the other side may know nothing of us.
+    is broken; `is_renewed` that it was, and that the other side may know nothing of us. Once it
+    `is_refused` it had better be closed: it is made anew in vain many times a second, or never.
     """
 
     def __init__(
@@ -322,10 +359,15 @@ class DealerLink:
         *,
         server_key: bytes | None,
         keys: KeyPair | None,
+        tunnel: Closes | None = None,
     ) -> None:
         #: of who is at the other end
         self.server_key = server_key
         self.is_cut = self.is_renewed = False
+        #: what the broker said of our key instead of letting us in
+        self.verdict: Verdict | None = None
+        self._failures = 0  #: handshakes that have failed since one succeeded
+        self._tunnel = tunnel
         context = SharedContext() if shared is None else shared
         self._owned = context if shared is None else None
         with contextlib.ExitStack() as undo:
@@ -343,7 +385,7 @@ class DealerLink:
                     self.socket.curve_secretkey = keys.secret
                     self.socket.curve_serverkey = server_key or b""
                 self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
-                    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+                    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
                 )
                 undo.callback(self.monitor.close, 0)
                 self.socket.connect(endpoint)
@@ -352,6 +394,11 @@ class DealerLink:
             undo.pop_all()
         self._send = _plain_send(self.socket)
         self._alone = [(self.socket, _READABLE)]
+
+    @property
+    def is_tunnelled(self) -> bool:
+        """True if it leads through the REST port."""
+        return self._tunnel is not None
 
     def send(self, frame: bytes) -> bool:
         """Send without waiting; False if the queue to the broker is full."""
@@ -402,9 +449,23 @@ class DealerLink:
                 told, _ = self.monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.ZMQError:
                 return
-            is_cut = int.from_bytes(told[:2], sys.byteorder) == zmq.EVENT_DISCONNECTED
-            self.is_renewed = not is_cut and (self.is_cut or self.is_renewed)
-            self.is_cut = is_cut
+            kind = int.from_bytes(told[:2], sys.byteorder)
+            if kind == zmq.EVENT_DISCONNECTED:
+                self.is_cut, self.is_renewed = True, False
+            elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.is_renewed = self.is_cut or self.is_renewed
+                self.is_cut, self._failures = False, 0
+            elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                status = str(int.from_bytes(told[2:6], sys.byteorder))
+                is_final = status == Verdict.REFUSED.value
+                self.verdict = Verdict.REFUSED if is_final else Verdict.WAITING
+            else:
+                self._failures += 1
+
+    @property
+    def is_refused(self) -> bool:
+        """True when what answers there does not let us in, or is not who it should be."""
+        return self.verdict is not None or self._failures >= MAX_FAILED_HANDSHAKES
 
     def close(self) -> None:
         """Let the connection go."""
@@ -413,6 +474,22 @@ class DealerLink:
         self.socket.close(LINGER_MS)
         if self._owned is not None:
             self._owned.term()
+        if self._tunnel is not None:
+            self._tunnel.close()
+
+
+def _guarded(context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair | None) -> zmq.Socket[bytes]:
+    """Return a ROUTER that is not bound; None: one without encryption."""
+    router = context.socket(zmq.ROUTER)
+    _configure(router)
+    router.set(zmq.ROUTER_MANDATORY, 1)
+    router.set(zmq.HEARTBEAT_IVL, 0)
+    router.set(zmq.BACKLOG, BACKLOG)
+    router.set(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+    if keys is not None:
+        router.curve_server = True
+        router.curve_secretkey = keys.secret
+    return router
 
 
 def _told_of(part: zmq.Frame, what: str) -> str:
@@ -434,7 +511,7 @@ def _plain_send(handle: zmq.Socket[bytes]) -> Callable[..., object]:
 def _configure(handle: zmq.Socket[bytes]) -> None:
     for option, value in (
         (zmq.LINGER, LINGER_MS),
-        (zmq.MAXMSGSIZE, MAX_FRAME_BYTES),
+        (zmq.MAXMSGSIZE, MAX_FRAME_BYTES + SEAL_BYTES),
         (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
         (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
         (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),

@@ -82,7 +82,7 @@ class DirectCall:
         self.broker_id = ""
         #: when an outcome came last, and since when nobody has used it (monotonic seconds)
         self.used, self.idle_since = -math.inf, 0.0
-        self._link = connector.dealer(route)
+        self._link = connector.connect(route)
         self._next_n = 0
         self._cut_since = self._next_doubt = 0.0
         #: ids and states that the session is told of during the next call; they came at `used`

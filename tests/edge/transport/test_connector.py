@@ -8,8 +8,7 @@ from zmq.utils import z85
 
 from d8mesh.core.protocol.route import Route
 from d8mesh.edge.transport.connector import Connector
-from d8mesh.edge.transport.sockets import DealerLink, SharedContext
-from d8mesh.edge.transport.tunnel import ExchangeLink
+from d8mesh.edge.transport.sockets import SharedContext
 from d8mesh.errors import BrokerUnavailableError
 from tests.keyed import PEER, route_to, router_at
 from tests.nodes.mesh import PATIENCE_S, free_port, until
@@ -23,7 +22,7 @@ def test_a_route_of_zeromq_gives_a_link_that_speaks_with_the_broker(is_shared: b
     shared = SharedContext() if is_shared else None
     link = Connector(shared=shared, keys=PEER).connect(route_to(router.port))
     try:
-        assert isinstance(link, DealerLink)
+        assert not link.is_tunnelled
         assert link.send(b"hello")
         assert router.socket.poll(PATIENCE_MS)
         ((peer, frame),) = router.receive(1)
@@ -38,9 +37,9 @@ def test_a_route_of_zeromq_gives_a_link_that_speaks_with_the_broker(is_shared: b
 
 
 def test_a_route_of_http_gives_a_link_through_the_rest_port() -> None:
-    link = Connector(keys=PEER).connect(Route(f"http://127.0.0.1:{free_port()}", "b"))
+    link = Connector(keys=PEER).connect(Route(f"http://127.0.0.1:{free_port()}", "b", PEER.public))
     try:
-        assert isinstance(link, ExchangeLink)
+        assert link.is_tunnelled
     finally:
         link.close()
 
@@ -54,8 +53,8 @@ def test_only_the_broker_that_has_its_secret_is_spoken_to() -> None:
         port = router.bind_to_random_port("tcp://127.0.0.1")
         monitor = router.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
         connector = Connector(keys=PEER)
-        wrong = connector.dealer(Route(f"tcp://127.0.0.1:{port}", "b", other))
-        right = connector.dealer(Route(f"tcp://127.0.0.1:{port}", "b", raw))
+        wrong = connector.connect(Route(f"tcp://127.0.0.1:{port}", "b", other))
+        right = connector.connect(Route(f"tcp://127.0.0.1:{port}", "b", raw))
         try:
             wrong.send(b"secret")
             assert monitor.poll(PATIENCE_MS)

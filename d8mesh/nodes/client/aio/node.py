@@ -38,7 +38,7 @@ from d8mesh.nodes.client.stream_buffer import KeptOutput
 from d8mesh.nodes.client.streams import OnStream
 from d8mesh.nodes.client.submitter import Submitter
 from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded
-from d8mesh.nodes.credentials import client_keys, credentials_of
+from d8mesh.nodes.credentials import client_keys, credentials_of, web_access
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import Search
 
@@ -68,7 +68,7 @@ class AsyncNode:
         self._host = LoopHost(self.loop, self._after_turn)
         self._reconnector = Reconnector(
             Search(config, given=endpoint or url),
-            Connector(self._host.wake_from_afar, keys=keys),
+            Connector(self._host.wake_from_afar, keys=keys, access=web_access(config)),
         )
         self._reasons = Reasons(
             self._session, self._reconnector, self._ask_from_afar, self.check_alive
