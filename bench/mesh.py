@@ -17,6 +17,8 @@ from d8mesh.apps.children import Children, RunningCommand
 from d8mesh.apps.demo import free_ports
 from d8mesh.apps.status import ask
 from d8mesh.config import Config
+from d8mesh.edge.address_file import FOLDER
+from d8mesh.edge.transport.keys import public_key_in
 from d8mesh.errors import D8Error
 from d8mesh.nodes.client import Client
 
@@ -43,6 +45,14 @@ class Mesh:
         if not client.wait_connected(START_S):
             raise D8Error("the client did not reach the orchestrator")
         return client
+
+    @property
+    def server_key(self) -> bytes:
+        """The orchestrator's public key."""
+        found = public_key_in(self.folder / FOLDER)
+        if found is None:
+            raise D8Error(f"the orchestrator has no key in {self.folder / FOLDER}")
+        return found
 
     def broker(self) -> Node:
         """Return the broker's process."""

@@ -61,7 +61,8 @@ def crash(found: Findings, running: Mesh, name: str) -> None:
     begun = time.perf_counter()
     kill_tree(running.orchestrator.process.pid)
     running.restart_orchestrator()
-    worker = OneSlot(running.broker_port, running.config.mesh, "first-one")
+    name = running.config.mesh
+    worker = OneSlot(running.broker_port, running.server_key, name, "first-one")
     while not worker.handed:
         _turn(worker, begun)
     back.add(FIRST_HANDED, name, time.perf_counter() - begun)

@@ -230,13 +230,17 @@ def _ended(attempt: Attempt) -> Ended:
 
 
 class _Wire:
-    """A DEALER and a ROUTER on loopback; a frame goes in and comes out."""
+    """A DEALER and a ROUTER on loopback, encrypted; a frame goes in and comes out."""
 
     def __init__(self) -> None:
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
+        public, self._router.curve_secretkey = zmq.curve_keypair()
+        self._router.curve_server = True
         port = self._router.bind_to_random_port("tcp://127.0.0.1")
         self._dealer = self._context.socket(zmq.DEALER)
+        self._dealer.curve_publickey, self._dealer.curve_secretkey = zmq.curve_keypair()
+        self._dealer.curve_serverkey = public
         self._dealer.connect(f"tcp://127.0.0.1:{port}")
 
     def cross(self, frame: bytes) -> bytes:

@@ -1,8 +1,8 @@
 """Many workers in few processes: honest DEALERs with one slot each, heartbeats and all.
 
-``python -m bench.swarm DIALECT PORT MESH FIRST COUNT`` is one process with COUNT workers that
+``python -m bench.swarm DIALECT PORT MESH KEY FIRST COUNT`` is one process with COUNT workers that
 echo a constant; it prints ``up`` when all have joined. DIALECT is ``d8mesh`` for the protocol
-of `docs/PROTOCOL.md`, ``raw`` for that of the raw loop.
+of `docs/PROTOCOL.md`, KEY the orchestrator's in hex; ``raw`` is that of the raw loop, in clear.
 """
 
 from __future__ import annotations
@@ -50,8 +50,10 @@ TYPES: Final = ["echo"]
 class OneSlot:
     """A worker with one slot that speaks the d8mesh protocol and ends every task at once."""
 
-    def __init__(self, port: int, mesh: str, name: str) -> None:
+    def __init__(self, port: int, server_key: bytes, mesh: str, name: str) -> None:
         self.socket = unbounded(zmq.DEALER)
+        self.socket.curve_publickey, self.socket.curve_secretkey = zmq.curve_keypair()
+        self.socket.curve_serverkey = server_key
         self.socket.set(zmq.LINGER, 0)
         self.socket.set(zmq.RECONNECT_IVL, 10)
         self.socket.connect(f"tcp://127.0.0.1:{port}")
@@ -180,13 +182,14 @@ def serve(workers: list[OneSlot] | list[RawSlot]) -> None:
 
 
 @contextlib.contextmanager
-def swarm(dialect: str, port: int, mesh: str, count: int) -> Iterator[None]:
+def swarm(dialect: str, port: int, mesh: str, count: int, server_key: bytes) -> Iterator[None]:
     """Run `count` workers in `PROCESSES` processes; yields when all have joined."""
+    key = server_key.hex() or "-"
     processes = []
     try:
         for number in range(min(PROCESSES, count)):
             share = count // PROCESSES + (number < count % PROCESSES)
-            command = python("bench.swarm", dialect, port, mesh, number, share)
+            command = python("bench.swarm", dialect, port, mesh, key, number, share)
             processes.append(subprocess.Popen(command, cwd=HOME, stdout=subprocess.PIPE))
         for process in processes:
             _await_up(process)
@@ -210,12 +213,12 @@ def _await_up(process: subprocess.Popen[bytes]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Be one process of the swarm."""
-    dialect, port, mesh, number, count = arguments
+    dialect, port, mesh, key, number, count = arguments
     zmq.Context.instance().set(zmq.MAX_SOCKETS, int(count) + 16)
     if dialect == "raw":
         serve([RawSlot(int(port)) for _ in range(int(count))])
     names = [f"swarm-{number}-{n}" for n in range(int(count))]
-    serve([OneSlot(int(port), mesh, name) for name in names])
+    serve([OneSlot(int(port), bytes.fromhex(key), mesh, name) for name in names])
 
 
 if __name__ == "__main__":

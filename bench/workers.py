@@ -61,8 +61,10 @@ def compare(found: Findings, plan: Plan, count: int) -> None:
         client = stack.enter_context(running.client())
         loop = stack.enter_context(raw_loop(0))
         mesh_name = running.config.mesh
-        stack.enter_context(swarm("d8mesh", running.broker_port, mesh_name, count))
-        stack.enter_context(swarm("raw", loop.port, "-", count))
+        stack.enter_context(
+            swarm("d8mesh", running.broker_port, mesh_name, count, running.server_key)
+        )
+        stack.enter_context(swarm("raw", loop.port, "-", count, b""))
         _many(client, min(tasks, WARM_UP))
         raw.client(loop.port, min(tasks, WARM_UP), PAYLOAD)
         ours = running.broker()

@@ -8,37 +8,23 @@ way round.
 from __future__ import annotations
 
 import difflib
-import ipaddress
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import urlsplit
 
+from d8mesh import setting_forms as forms
 from d8mesh.errors import ConfigError
+from d8mesh.setting_forms import MODEL_PATTERN, NAME_PATTERN, Parser
 
-#: Characters of the path of a folder: beyond it no system opens a file below.
-MAX_PATH_CHARS: Final = 1024
 #: Ports of the broker tried in turn when the first is taken: 7010 to 7019.
 BROKER_PORT_TRIES: Final = 10
 #: Status ports tried in turn for several workers on one machine: 7200, then 7201 to 7210.
 STATUS_PORT_TRIES: Final = 11
 #: One more than the last port there is.
 PORTS_END: Final = 65_536
-#: LLM services named in one variable: a worker tells of 64 at most.
-MAX_HOSTS: Final = 32
 #: What older D8 files carry; far too small for a night's batch.
 LEGACY_QUEUE_SIZE: Final = 1000
-
-#: What D8_LOAD_OPTIONS sets: Ollama's options that a model is loaded with.
-LOADING_OPTIONS: Final = frozenset(
-    {"draft_num_predict", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mmap"}
-)
-#: What D8_CLOUD_LIMITS bounds.
-CLOUD_BOUNDS: Final = ("minute_requests", "minute_tokens", "day_requests", "day_tokens")
-
-Parser = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +71,20 @@ class Config:
     interfaces: tuple[str, ...] = ()
     lang: str | None = None
     mesh_key: str | None = field(default=None, repr=False)
+    #: an access token of the orchestrator, for its HTTP port
+    token: str | None = field(default=None, repr=False)
     allowed_hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     keep_chats: bool = False
     allow_public: bool = False
+    #: lan or approve; a mesh key closes the mesh beside it
+    join: str = "lan"
+    #: "" for plain HTTP; auto; or the files of a certificate and its key
+    tls: str = ""
+    #: certificates of orchestrators that no authority has signed: SHA-256 fingerprints
+    tls_trust: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    encrypt: bool = False
     queue_bytes: int = 4_000_000_000
     disk_reserve_mb: int = 200
     retention_days: float = 7.0
@@ -135,166 +131,7 @@ class Setting:
     is_secret: bool = False
 
 
-def _integer(low: int, high: int) -> Parser:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d{1,18}", text, re.ASCII) or not low <= int(text) <= high:
-            raise ValueError(text)
-        return int(text)
-
-    return parse
-
-
-def _number(low: float, high: float) -> Parser:
-    def parse(text: str) -> float:
-        if not text.isascii() or "_" in text:  # Python takes both
-            raise ValueError(text)
-        value = float(text)
-        if not low <= value <= high:  # also false for NaN
-            raise ValueError(text)
-        return value
-
-    return parse
-
-
-def _matching(pattern: str, *, lower: bool = False, upper: bool = False) -> Parser:
-    def parse(text: str) -> str:
-        text = text.lower() if lower else text.upper() if upper else text
-        if not re.fullmatch(pattern, text):
-            raise ValueError(text)
-        return text
-
-    return parse
-
-
-def _switch(text: str) -> bool:
-    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    if text.lower() not in words:
-        raise ValueError(text)
-    return words[text.lower()]
-
-
-def _host(text: str) -> str:
-    if text != "localhost":
-        ipaddress.ip_address(text)
-    return text
-
-
-def _url(default_port: int) -> Parser:
-    def parse(text: str) -> str:
-        text = text if "://" in text else f"http://{text}"
-        parts = urlsplit(text)
-        port = parts.port  # raises ValueError beyond 65535
-        host = parts.hostname or ""
-        host.encode("idna")  # raises UnicodeError, a ValueError: "a..b" could never be looked up
-        is_name = host and not host.isdigit() and text.isprintable() and " " not in text
-        if parts.scheme not in ("http", "https") or not is_name or port == 0:
-            raise ValueError(text)
-        if "@" in parts.netloc or parts.query or parts.fragment or parts.path not in ("", "/"):
-            raise ValueError(text)
-        place = parts.netloc.rstrip(":")
-        if port is None and parts.scheme == "http":  # who leaves it out means ours, not 80
-            place += f":{default_port}"
-        return f"{parts.scheme}://{place}"
-
-    return parse
-
-
-def _base_url(default_path: str) -> Parser:
-    """Take the address of an API, with its path; without one it is `default_path`."""
-
-    def parse(text: str) -> str:
-        text = text if "://" in text else f"http://{text}"
-        parts = urlsplit(text)
-        path = parts.path.rstrip("/")
-        if (
-            not re.fullmatch(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*", path)
-            or parts.query
-            or parts.fragment
-        ):
-            raise ValueError(text)
-        return f"{_url(80)(f'{parts.scheme}://{parts.netloc}')}{path or default_path}"
-
-    return parse
-
-
-def _urls(one: Parser) -> Parser:
-    def parse(text: str) -> tuple[str, ...]:
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        if not 0 < len(parts) <= MAX_HOSTS:
-            raise ValueError(text)
-        return tuple(dict.fromkeys(str(one(part)) for part in parts))
-
-    return parse
-
-
-def _limits(text: str) -> tuple[tuple[str, str, int], ...]:
-    """Take ``groq:minute_requests=30,day_requests=1000;gemini/MODEL:minute_tokens=250000``."""
-    found: list[tuple[str, str, int]] = []
-    for row in filter(None, map(str.strip, text.split(";"))):
-        who, _, bounds = row.rpartition(":")
-        if not re.fullmatch(rf"(?:groq|gemini)(?:/{MODEL_PATTERN})?", who):
-            raise ValueError(text)
-        for bound in bounds.split(","):
-            name, _, number = bound.strip().partition("=")
-            if name not in CLOUD_BOUNDS or not re.fullmatch(r"[0-9]{1,15}", number):
-                raise ValueError(text)
-            found.append((who, name, int(number)))
-    if not found:
-        raise ValueError(text)
-    return tuple(found)
-
-
-def _load_options(text: str) -> dict[str, dict[str, int | bool]]:
-    """Take ``{"num_ctx": 8192, "MODEL": {"num_ctx": 4096}}``: for all models, and for one."""
-    try:
-        told = json.loads(text)
-    except RecursionError:
-        raise ValueError(text) from None
-    if not isinstance(told, dict):
-        raise ValueError(text)
-    found: dict[str, dict[str, int | bool]] = {}
-    for name, value in told.items():
-        if isinstance(value, dict):
-            if not re.fullmatch(MODEL_PATTERN, name, re.ASCII):
-                raise ValueError(text)
-            found.setdefault(name, {}).update(value)
-        else:
-            found.setdefault("", {})[name] = value
-    for options in found.values():
-        if not LOADING_OPTIONS.issuperset(options):
-            raise ValueError(text)
-        if not all(isinstance(value, int) and abs(value) < 2**31 for value in options.values()):
-            raise ValueError(text)
-    return found
-
-
-def _names(pattern: str, *, is_printable: bool = False) -> Parser:
-    def parse(text: str) -> tuple[str, ...]:
-        names = tuple(part.strip() for part in text.split(",") if part.strip())
-        if not names or not all(re.fullmatch(pattern, name) for name in names):
-            raise ValueError(text)
-        if is_printable and not text.isprintable():
-            raise ValueError(text)
-        return names
-
-    return parse
-
-
-def _folder(text: str) -> str:
-    """Take the path of a folder; bytes that are no UTF-8 (as surrogates) cannot be a journal's."""
-    text.encode("utf-8")  # raises UnicodeEncodeError, a ValueError
-    # Also a "C:\\temp\\new" of `.env`, where double quotes make a tab and a line of it.
-    if re.search(r"[\0-\x1f\x7f]", text) or len(text) > MAX_PATH_CHARS:
-        raise ValueError(text)
-    return text
-
-
-#: Names that travel: a worker id, a mesh, a model. Printable, bounded, no path or option.
-NAME_PATTERN: Final = r"[A-Za-z0-9_][A-Za-z0-9_.:@+-]{0,127}"
-_PART: Final = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*"
-#: The name of a model, ``library/name:tag``: no URL, no way up, no option.
-MODEL_PATTERN: Final = rf"(?=.{{1,128}}\Z){_PART}(?:[:/]{_PART})*"
-_IS_NAME: Final = _matching(NAME_PATTERN)
+_IS_NAME: Final = forms.matching(NAME_PATTERN)
 
 
 def is_model_name(text: str) -> bool:
@@ -302,12 +139,12 @@ def is_model_name(text: str) -> bool:
     return re.fullmatch(MODEL_PATTERN, text, re.ASCII) is not None
 
 
-_PORT: Final = _integer(1, 65535)
+_PORT: Final = forms.integer(1, 65535)
 _PORT_TEXT: Final = "a port, 1 to 65535"
 _NAME_TEXT: Final = "1 to 128 of A-Z a-z 0-9 _ . : @ + -, starting with a letter, digit or _"
 #: A card: "Ethernet 2", "vEthernet (WSL)", "LAN-Verbindung* 3"; a `;` is a comma meant.
 _CARD: Final = r"[^,;]{1,128}"
-_IS_KEY: Final = _matching(r"[!-~]{8,256}")
+_IS_KEY: Final = forms.matching(r"[!-~]{8,256}")
 _KEY_TEXT: Final = "a key, 8 to 256 printable characters without blanks"
 _MODEL_TEXT: Final = "a model name such as deepseek-r1:8b"
 _URL_TEXT: Final = "http://HOST:PORT, HOST:PORT or HOST"
@@ -322,129 +159,167 @@ _LIMITS_TEXT: Final = (
     "groq:minute_requests=30,minute_tokens=8000,day_requests=1000,day_tokens=200000"
 )
 _URLS_TEXT: Final = "up to 32 of http://HOST:PORT, HOST:PORT or HOST, separated by commas"
+_TLS_TEXT: Final = "auto, or the files of a certificate and its key: CERT.pem,KEY.pem"
 _SECONDS_TEXT: Final = "seconds, {} to {}"
 
 SETTINGS: Final[tuple[Setting, ...]] = (
-    Setting("FLASK_HOST", "web_host", _host, "an IP address to listen on, or localhost"),
-    Setting("FLASK_PORT", "web_port", _PORT, _PORT_TEXT),
-    Setting("ORCHESTRATOR_URL", "orchestrator_url", _url(7001), _URL_TEXT),
-    Setting("DEEPSEEK_BASE_URL", "ollama_url", _url(7100), _URL_TEXT),
-    Setting("DEEPSEEK_MODEL", "ollama_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
-    Setting("OLLAMA_HOST", "ollama_listen", str, "anything: it is Ollama's own variable"),
-    Setting("D8_OLLAMA_HOSTS", "ollama_hosts", _urls(_url(11434)), _URLS_TEXT),
-    Setting("D8_OLLAMA_MDNS", "ollama_mdns", _switch, "1 or 0"),
-    Setting("D8_OLLAMA_SERVE", "ollama_serve", _switch, "1 or 0"),
     Setting(
-        "D8_FIRST_TOKEN_S", "first_token_s", _number(1, 86_400), _SECONDS_TEXT.format(1, 86400)
+        "FLASK_HOST", "web_host", forms.listened_host, "an IP address to listen on, or localhost"
     ),
-    Setting("D8_TOKEN_GAP_S", "token_gap_s", _number(1, 86_400), _SECONDS_TEXT.format(1, 86400)),
+    Setting("FLASK_PORT", "web_port", _PORT, _PORT_TEXT),
+    Setting("ORCHESTRATOR_URL", "orchestrator_url", forms.url(7001), _URL_TEXT),
+    Setting("DEEPSEEK_BASE_URL", "ollama_url", forms.url(7100), _URL_TEXT),
+    Setting("DEEPSEEK_MODEL", "ollama_model", forms.matching(MODEL_PATTERN), _MODEL_TEXT),
+    Setting("OLLAMA_HOST", "ollama_listen", str, "anything: it is Ollama's own variable"),
+    Setting("D8_OLLAMA_HOSTS", "ollama_hosts", forms.urls(forms.url(11434)), _URLS_TEXT),
+    Setting("D8_OLLAMA_MDNS", "ollama_mdns", forms.switch, "1 or 0"),
+    Setting("D8_OLLAMA_SERVE", "ollama_serve", forms.switch, "1 or 0"),
+    Setting(
+        "D8_FIRST_TOKEN_S", "first_token_s", forms.number(1, 86_400), _SECONDS_TEXT.format(1, 86400)
+    ),
+    Setting(
+        "D8_TOKEN_GAP_S", "token_gap_s", forms.number(1, 86_400), _SECONDS_TEXT.format(1, 86400)
+    ),
     Setting("WORKER_STATUS_PORT", "status_port", _PORT, _PORT_TEXT),
     Setting("WORKER_ID", "worker_id", _IS_NAME, _NAME_TEXT),
     Setting("WORKER_TYPE", "worker_type", _IS_NAME, _NAME_TEXT),
     Setting("GROQ_API_KEY", "groq_api_key", _IS_KEY, _KEY_TEXT, True),
-    Setting("GROQ_MODEL", "groq_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
+    Setting("GROQ_MODEL", "groq_model", forms.matching(MODEL_PATTERN), _MODEL_TEXT),
     Setting(
         "GROQ_BASE_URL",
         "groq_base_url",
-        _base_url("/openai/v1"),
+        forms.base_url("/openai/v1"),
         _API_TEXT.format("https://HOST/openai/v1"),
     ),
     Setting("GEMINI_API_KEY", "gemini_api_key", _IS_KEY, _KEY_TEXT, True),
-    Setting("GEMINI_MODEL", "gemini_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
+    Setting("GEMINI_MODEL", "gemini_model", forms.matching(MODEL_PATTERN), _MODEL_TEXT),
     Setting(
         "GEMINI_BASE_URL",
         "gemini_base_url",
-        _base_url("/v1beta/openai"),
+        forms.base_url("/v1beta/openai"),
         _API_TEXT.format("https://HOST/v1beta/openai"),
     ),
-    Setting("MAX_TOKENS", "max_tokens", _integer(1, 10_000_000), "tokens, 1 to 10000000"),
-    Setting("TEMPERATURE", "temperature", _number(0, 2), "a number, 0 to 2"),
+    Setting("MAX_TOKENS", "max_tokens", forms.integer(1, 10_000_000), "tokens, 1 to 10000000"),
+    Setting("TEMPERATURE", "temperature", forms.number(0, 2), "a number, 0 to 2"),
     Setting(
         "HEARTBEAT_TIMEOUT",
         "heartbeat_timeout_s",
-        _number(1, 86_400),
+        forms.number(1, 86_400),
         _SECONDS_TEXT.format(1, 86400),
     ),
-    Setting("TASK_TIMEOUT", "task_timeout_s", _number(1, 604_800), _SECONDS_TEXT.format(1, 604800)),
-    Setting("MAX_RETRY_ATTEMPTS", "max_attempts", _integer(1, 100), "attempts, 1 to 100"),
-    Setting("TASK_QUEUE_SIZE", "queue_size", _integer(1, 100_000_000), "tasks, 1 to 100000000"),
     Setting(
-        "POLL_INTERVAL", "poll_interval_s", _number(0.05, 3600), _SECONDS_TEXT.format(0.05, 3600)
+        "TASK_TIMEOUT", "task_timeout_s", forms.number(1, 604_800), _SECONDS_TEXT.format(1, 604800)
+    ),
+    Setting("MAX_RETRY_ATTEMPTS", "max_attempts", forms.integer(1, 100), "attempts, 1 to 100"),
+    Setting(
+        "TASK_QUEUE_SIZE", "queue_size", forms.integer(1, 100_000_000), "tasks, 1 to 100000000"
+    ),
+    Setting(
+        "POLL_INTERVAL",
+        "poll_interval_s",
+        forms.number(0.05, 3600),
+        _SECONDS_TEXT.format(0.05, 3600),
     ),
     Setting(
         "LOG_LEVEL",
         "log_level",
-        _matching("DEBUG|INFO|WARNING|ERROR|CRITICAL", upper=True),
+        forms.matching("DEBUG|INFO|WARNING|ERROR|CRITICAL", upper=True),
         "DEBUG, INFO, WARNING, ERROR or CRITICAL",
     ),
     Setting(
         "D8_MESH",
         "mesh",
-        _matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}"),
+        forms.matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}"),
         "1 to 32 of A-Z a-z 0-9 _ -",
     ),
     Setting("D8_BROKER_PORT", "broker_port", _PORT, _PORT_TEXT),
-    Setting("D8_DATA_DIR", "data_dir", _folder, "a folder, in UTF-8 without control characters"),
+    Setting(
+        "D8_DATA_DIR",
+        "data_dir",
+        forms.folder,
+        "a folder, in UTF-8 without control characters",
+    ),
     Setting(
         "D8_MODELS_DIR",
         "models_dir",
-        _folder,
+        forms.folder,
         "a folder, in UTF-8 without control characters, or none",
     ),
     Setting(
         "D8_INTERFACES",
         "interfaces",
-        _names(_CARD, is_printable=True),
+        forms.names(_CARD, is_printable=True),
         "interface names or addresses, separated by commas",
     ),
-    Setting("D8_LANG", "lang", _matching("es|en", lower=True), "es or en"),
+    Setting("D8_LANG", "lang", forms.matching("es|en", lower=True), "es or en"),
     Setting(
         "D8_MESH_KEY",
         "mesh_key",
-        _matching(r"[!-~]{16,256}"),
+        forms.matching(r"[!-~]{16,256}"),
         "16 to 256 printable characters without blanks",
         True,
     ),
+    Setting("D8_TOKEN", "token", _IS_KEY, _KEY_TEXT, True),
     Setting(
         "D8_ALLOWED_HOSTS",
         "allowed_hosts",
-        _names(r"[A-Za-z0-9.:\[\]-]{1,253}"),
+        forms.names(r"[A-Za-z0-9.:\[\]-]{1,253}"),
         "host names, separated by commas",
     ),
     Setting(
         "D8_ORIGINS",
         "origins",
-        _names(r"\*|[A-Za-z][A-Za-z0-9+.-]{0,31}://[A-Za-z0-9.:*_\[\]-]{0,253}"),
+        forms.names(r"\*|[A-Za-z][A-Za-z0-9+.-]{0,31}://[A-Za-z0-9.:*_\[\]-]{0,253}"),
         "origins of web pages as browsers tell them, https://HOST or https://HOST:PORT, "
         "separated by commas; a * stands for any part",
     ),
-    Setting("D8_KEEP_CHATS", "keep_chats", _switch, "1 or 0"),
+    Setting("D8_KEEP_CHATS", "keep_chats", forms.switch, "1 or 0"),
     Setting(
         "D8_OPENAI_HOSTS",
         "openai_hosts",
-        _urls(_base_url("/v1")),
+        forms.urls(forms.base_url("/v1")),
         "addresses of APIs, separated by commas, such as http://HOST:8000/v1 or HOST:8000",
     ),
     Setting("D8_OPENAI_KEY", "openai_key", _IS_KEY, _KEY_TEXT, True),
-    Setting("D8_CLOUD", "cloud", _matching(r"never|overflow|yes", lower=True), _CLOUD_TEXT),
+    Setting("D8_CLOUD", "cloud", forms.matching(r"never|overflow|yes", lower=True), _CLOUD_TEXT),
     Setting(
         "D8_MODEL_CHANGES",
         "model_changes",
-        _matching(r"none|pull|all", lower=True),
+        forms.matching(r"none|pull|all", lower=True),
         "none, pull or all",
     ),
-    Setting("D8_LOAD_OPTIONS", "load_options", _load_options, _LOAD_OPTIONS_TEXT),
-    Setting("D8_CLOUD_LIMITS", "cloud_limits", _limits, _LIMITS_TEXT),
-    Setting("D8_ALLOW_PUBLIC", "allow_public", _switch, "1 or 0"),
-    Setting("D8_QUEUE_BYTES", "queue_bytes", _integer(1_000_000, 10**15), "bytes, 1000000 or more"),
+    Setting("D8_LOAD_OPTIONS", "load_options", forms.load_options_of, _LOAD_OPTIONS_TEXT),
+    Setting("D8_CLOUD_LIMITS", "cloud_limits", forms.limits, _LIMITS_TEXT),
+    Setting("D8_ALLOW_PUBLIC", "allow_public", forms.switch, "1 or 0"),
+    Setting("D8_JOIN", "join", forms.matching(r"lan|approve", lower=True), "lan or approve"),
+    Setting("D8_TLS", "tls", forms.tls, _TLS_TEXT),
     Setting(
-        "D8_DISK_RESERVE_MB", "disk_reserve_mb", _integer(0, 10_000_000), "megabytes, 0 to 10000000"
+        "D8_TLS_TRUST",
+        "tls_trust",
+        forms.fingerprints,
+        "SHA-256 fingerprints of certificates, 64 hex digits each, separated by commas",
     ),
-    Setting("D8_RETENTION_DAYS", "retention_days", _number(0, 36_500), "days, 0 to 36500"),
+    Setting(
+        "D8_TRUSTED_PROXY",
+        "trusted_proxies",
+        forms.names(r"[0-9A-Fa-f.:]{2,45}"),
+        "addresses of proxies, separated by commas",
+    ),
+    Setting("D8_ENCRYPT", "encrypt", forms.switch, "1 or 0"),
+    Setting(
+        "D8_QUEUE_BYTES", "queue_bytes", forms.integer(1_000_000, 10**15), "bytes, 1000000 or more"
+    ),
+    Setting(
+        "D8_DISK_RESERVE_MB",
+        "disk_reserve_mb",
+        forms.integer(0, 10_000_000),
+        "megabytes, 0 to 10000000",
+    ),
+    Setting("D8_RETENTION_DAYS", "retention_days", forms.number(0, 36_500), "days, 0 to 36500"),
     Setting(
         "D8_RETENTION_COUNT",
         "retention_count",
-        _integer(0, 1_000_000_000),
+        forms.integer(0, 1_000_000_000),
         "finished tasks, 0 to 1000000000",
     ),
 )

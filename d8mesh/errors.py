@@ -38,6 +38,10 @@ class ConfigError(D8Error, ValueError, code="config.invalid"):
     """A setting has a value that is not allowed."""
 
 
+class KeyFileError(ConfigError, code="config.key_file"):
+    """A file with a secret key is unreadable, or readable by others."""
+
+
 class ProtocolError(D8Error, code="protocol.invalid"):
     """The other side sent something that the protocol does not allow."""
 
@@ -212,6 +216,38 @@ class ModelUnfitError(ModelError, ValueError, code="model.unfit"):
 
 class ForbiddenError(D8Error, code="access.forbidden"):
     """This peer may not do that."""
+
+
+class NotAdmittedError(ForbiddenError, code="access.pending"):
+    """This key waits until somebody approves it at the orchestrator."""
+
+
+class RevokedError(ForbiddenError, code="access.revoked"):
+    """This key was let in once, and is not any more."""
+
+
+class BannedError(ForbiddenError, code="access.banned"):
+    """This key has sent too much that is not allowed: it may come again in some minutes."""
+
+
+class MeshKeyError(ForbiddenError, code="access.key"):
+    """The mesh has a D8_MESH_KEY, and it was not shown; or one side has none."""
+
+
+class OrchestratorKeyError(ForbiddenError, code="access.orchestrator_key"):
+    """The orchestrator shows another key than the one that is known of this mesh."""
+
+
+class MemberError(D8Error, code="member.error"):
+    """Nothing can be changed about this key."""
+
+
+class UnknownMemberError(MemberError, LookupError, code="member.unknown"):
+    """No key of this fingerprint or name is known."""
+
+
+class AmbiguousMemberError(MemberError, ValueError, code="member.ambiguous"):
+    """Several keys have this name: give a fingerprint."""
 
 
 class FloodError(D8Error, code="access.flood"):

@@ -231,7 +231,7 @@ def test_a_backend_knows_what_all_share_and_no_other_backend() -> None:
     accounts = ("", ".account", ".bounds", ".days", ".ledger", ".siblings")
     parts = (
         *("answer_clocks", "answer_in_pieces", "answer_loop", "backend", "exchange"),
-        *("http_answer", "kept_connections", "reach", "streaming"),
+        *("kept_connections", "reach", "streaming"),
     )
     shared = {f"d8mesh.backends.{each}" for each in parts}
     shared |= {f"d8mesh.backends.accounts{each}" for each in accounts}

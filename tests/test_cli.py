@@ -432,7 +432,8 @@ def test_the_time_to_wait_is_the_same_option_everywhere() -> None:
             if "--timeout" in action.option_strings:
                 assert (action.dest, action.metavar) == ("timeout_s", "SECONDS")
                 seen_in.add(command.name)
-    told = {"ask", "batch", "submit", "niche", "evolution", "status", "workers", "tasks", "models"}
+    looking = {"status", "workers", "tasks", "models", "join"}
+    told = {"ask", "batch", "submit", "niche", "evolution"} | looking
     assert seen_in == told
 
 

@@ -24,6 +24,7 @@ from d8mesh.doors.llm.delivered import KEYED_KEPT_S
 from d8mesh.doors.llm.streamed import SSE_SILENCE_S
 from d8mesh.doors.ollama.routes import ollama_door
 from d8mesh.doors.openai.completion_request import MAX_PROMPTS
+from d8mesh.doors.openai.described import OpenAiProblem
 from d8mesh.doors.openai.embedding_request import MAX_INPUTS
 from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.doors.openai.responses_request import REFUSED_IN_RESPONSES
@@ -66,7 +67,7 @@ def routes(tmp_path: Path) -> set[tuple[str, str]]:
         ollama_door(mesh, chats, catalogue, model_changes="pull"),
         openai_door(chats, catalogue, origins=no_origin),
         anthropic_door(chats, catalogue),
-        batches_door(batch_runner(config, mesh, catalogue), openai_problem),
+        batches_door(batch_runner(config, mesh, catalogue), openai_problem, OpenAiProblem),
     ]
     return {(route.method, route.rule) for door in doors for route in door.routes}
 

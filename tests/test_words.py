@@ -30,7 +30,7 @@ BEHIND_THE_MENU = (
     "apps/ask", "apps/submit", "apps/following", "apps/work", "apps/everything",
     "processes/console", "processes/launcher", "apps/niche", "apps/evolution", "apps/progress",
     "processes/worker_main", "apps/models", "apps/model_changes", "apps/model_places",
-    "apps/change_display", "apps/explanation",
+    "apps/change_display", "apps/explanation", "apps/join",
 )  # fmt: skip
 #: Errors that commands of the menu end with, or that are warned of: each has its entry.
 RAISING = (

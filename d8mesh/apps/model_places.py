@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from d8mesh.apps.tables import size_text
-from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.errors import BackendUnavailableError, ConfigError
+from d8mesh.setting_forms import MODEL_PATTERN
 from d8mesh.words import tr
 
 #: Of machines that are there so many are named.

@@ -19,9 +19,9 @@ from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from d8mesh.backends.answer_clocks import ANSWER_CLOCKS
-from d8mesh.backends.http_answer import HttpAnswer
 from d8mesh.backends.kept_connections import KeptConnections
 from d8mesh.backends.streaming import CONNECT_S, AnswerReader, PartT
+from d8mesh.edge.transport.http_answer import HttpAnswer
 from d8mesh.errors import BackendUnavailableError
 
 #: Addresses of services whose parts are remembered.

@@ -14,7 +14,7 @@ import time
 from typing import Final, TypeAlias
 
 from d8mesh.backends.answer_clocks import AnswerClocks
-from d8mesh.backends.http_answer import HttpAnswer
+from d8mesh.edge.transport.http_answer import HttpAnswer
 
 #: No longer than this: shorter than any server lets go of one that is quiet.
 CONNECTION_KEPT_S: Final = 2.0

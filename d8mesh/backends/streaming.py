@@ -28,8 +28,8 @@ from d8mesh.backends.answer_clocks import ANSWER_CLOCKS
 from d8mesh.backends.answer_in_pieces import AnswerInPieces
 from d8mesh.backends.answer_loop import ANSWER_LOOP
 from d8mesh.backends.backend import ChatRun
-from d8mesh.backends.http_answer import HttpAnswer
 from d8mesh.core.protocol.chat import Completion, Piece, completion_of
+from d8mesh.edge.transport.http_answer import HttpAnswer
 from d8mesh.errors import (
     BackendAnswerError,
     BackendBusyError,

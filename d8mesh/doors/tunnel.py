@@ -1,7 +1,7 @@
-"""``POST /api/mesh/exchange``: sessions of peers that can reach the REST port only.
+"""``POST /api/mesh/exchange``: connections of peers that can reach the REST port only.
 
-The frames of a link go through a ZeroMQ connection of its own to the broker, which sees no
-difference. Requests put frames in and take frames out.
+The bytes of a link go through a connection of its own to the broker, which sees no difference.
+Requests put bytes in and take bytes out; nothing here reads them.
 """
 
 from __future__ import annotations
@@ -9,203 +9,295 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections import deque
+from collections.abc import Callable
 from typing import Final
+from urllib.parse import urlsplit
 
-import msgspec
-
-from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
-from d8mesh.core.protocol.route import Route
-from d8mesh.doors.query import seconds
-from d8mesh.doors.waiting import Doorbell, Places, require_broker
+from d8mesh.core.protocol.access_tokens import TokenScope
+from d8mesh.doors.waiting import Doorbell
 from d8mesh.edge.logs import event
-from d8mesh.edge.transport.connector import Connector
-from d8mesh.edge.transport.sockets import DealerLink, SharedContext
-from d8mesh.edge.transport.tunnel import CONTENT_TYPE, LINK_HEADER, PATH
-from d8mesh.errors import ProtocolError
+from d8mesh.edge.transport.tunnel import (
+    AT_HEADER,
+    BYTES_TYPE,
+    END_HEADER,
+    EXCHANGE_PATH,
+    FROM_HEADER,
+    LINK_HEADER,
+    MAX_TUNNEL_BYTES,
+    WAIT_HEADER,
+)
+from d8mesh.errors import BrokerUnavailableError
 from d8mesh.http.answers import Refusal, Response
-from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request
-from d8mesh.nodes.client.aio.node import AsyncNode
-from d8mesh.nodes.client.aio.watcher import Watcher, watcher_on
+from d8mesh.http.routes import Door, HttpRoute, Request
 
 #: The longest a poll may stay open with nothing to say.
-MAX_TUNNEL_POLL_S: Final = 20.0
-#: Links at the same time: machines behind a closed port. Each has a connection of its own.
+MAX_TUNNEL_POLL_S: Final = 20
+#: Links at the same time: machines behind a closed port. Each has a connection of its own, which
+#: one address (or what hides many machines behind it) cannot take from all others.
 MAX_LINKS: Final = 200
+MAX_LINKS_OF_ADDRESS: Final = MAX_LINKS // 2
 #: A link that nobody asked for this long is closed; its peer opens another.
 IDLE_S: Final = 60.0
-#: Bytes kept for a peer that does not fetch them; then its connection is not read from.
-MAX_LINK_HELD_BYTES: Final = 64 * 1024 * 1024
-#: Bytes of frames in one answer, if the first is not larger.
-MAX_ANSWER_BYTES: Final = 40 * 1024 * 1024
-#: Frames in one request, and taken from one connection in one go.
-MAX_FRAMES: Final = 10_000
-FRAMES_PER_TURN: Final = 64
+#: Bytes of one link that wait for the broker, or for the peer to say that they have arrived; then
+#: no more are taken in.
+MAX_LINK_HELD_BYTES: Final = 2 * MAX_TUNNEL_BYTES
+#: How long a request waits for the broker to take what came before it.
+ROOM_S: Final = 5.0
+#: How long a connection to the broker may take.
+BROKER_CONNECT_S: Final = 3.0
 #: How often idle links are looked for.
 IDLE_LOOK_S: Final = 5.0
-#: How soon what a connection did not take is tried again.
-UNSENT_S: Final = 0.005
 _LINK_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
-
-_decoder: Final = msgspec.msgpack.Decoder(list[bytes])
+#: Of all that a link can carry: 4 petabytes.
+_PLACE_OR_TIME: Final = re.compile(r"[0-9]{1,16}", re.ASCII)
+TUNNEL_READ_BYTES: Final = 64 * 1024
 _log: Final = logging.getLogger("d8mesh.exchange")
 
 
 class Exchange:
-    """Carries frames between requests and the broker; made in a running loop, and used there."""
+    """Carries bytes between requests and the broker; made in a running loop, and used there.
+
+    Args:
+        endpoint: ``tcp://HOST:PORT`` of the broker.
+    """
 
     def __init__(self, endpoint: str) -> None:
         self._loop = asyncio.get_running_loop()
-        self._watcher, self._context = watcher_on(self._loop), SharedContext()
-        self._route, self._connector = Route(endpoint), Connector(shared=self._context)
+        parts = urlsplit(endpoint)
+        self._broker = parts.hostname or "", parts.port or 0
         self._links: dict[str, Link] = {}
+        #: what comes from the broker is read into it, and kept by the link in the same turn
+        self._buffer = bytearray(TUNNEL_READ_BYTES)
         self._look = self._loop.call_later(IDLE_LOOK_S, self._close_idle)
 
     async def exchange(self, request: Request) -> Response:
-        """Answer a request: take its frames and, if it may wait, bring those for its link.
+        """Answer a request: take its bytes and, if it asks for some, bring those of its link.
 
-        A request without ``wait`` brings none back: answers to two requests of a link may
-        overtake each other, and the order of frames must not depend on that. Who leaves
-        meanwhile has taken none: they stay for the next request.
+        Answers to two requests of a link may overtake each other, so each says where its bytes
+        stand: those that are here already are passed over.
         """
-        wait_s = seconds(request.args, "wait", default=0.0, most=MAX_TUNNEL_POLL_S, is_cut=True)
         link_id = request.fields.get(LINK_HEADER.lower(), "")
         if not _LINK_ID.fullmatch(link_id):
             raise Refusal("http.bad_request", f"{LINK_HEADER}: expected 32 hex digits")
-        link = self._link(link_id)
-        link.put(request.value)
-        found = await link.fetch(wait_s) if "wait" in request.args else []
-        return Response(msgspec.msgpack.encode(found), content_type=CONTENT_TYPE)
+        at, since = _count(request, AT_HEADER), _count(request, FROM_HEADER)
+        if at is None and (request.body or since is None):
+            raise Refusal("http.bad_request", f"expected {AT_HEADER}, {FROM_HEADER} or both")
+        link = self._links.get(link_id)
+        if link is None:
+            link = self._open(link_id, request.remote_addr or "", at)
+        await link.connected()
+        if at is not None:
+            await link.put(at, request.body)
+            if END_HEADER.lower() in request.fields:
+                link.end()
+        found = b""
+        if since is not None:
+            wait_s = min(_count(request, WAIT_HEADER) or 0, MAX_TUNNEL_POLL_S)
+            found = await link.fetch(since, wait_s)
+        return Response(found, content_type=BYTES_TYPE)
 
     async def close(self) -> None:
         """Close all links."""
         self._look.cancel()
-        for link in self._links.values():
-            link.close()
-        self._watcher.close()
-        await self._loop.run_in_executor(None, self._context.term)  # it sends what is left
+        for link in list(self._links.values()):
+            link.end()
+        await asyncio.sleep(0)
 
-    def _link(self, link_id: str) -> Link:
-        link = self._links.get(link_id)
-        if link is None:
-            if len(self._links) >= MAX_LINKS:
-                raise Refusal(
-                    "access.flood",
-                    f"{MAX_LINKS} links are open: let the broker's port through the firewall",
-                )
-            socket = self._connector.dealer(self._route)
-            link = self._links[link_id] = Link(socket, self._loop, self._watcher)
-            event(_log, logging.INFO, "exchange.link", links=len(self._links))
-        link.used_at = self._loop.time()
+    def _open(self, link_id: str, peer: str, at: int | None) -> Link:
+        """Return a new link; its first request brings its first bytes."""
+        if at != 0:
+            raise _gone("no such link is open")
+        ours = sum(1 for each in self._links.values() if each.peer == peer)
+        if len(self._links) >= MAX_LINKS or ours >= MAX_LINKS_OF_ADDRESS:
+            raise Refusal(
+                "access.flood",
+                f"{len(self._links)} links are open, {ours} from there: let the broker's port "
+                "through the firewall",
+            )
+        link = Link(self._loop, peer, self._buffer)
+        self._links[link_id] = link
+
+        def forget() -> None:
+            if self._links.get(link_id) is link:
+                del self._links[link_id]
+
+        link.begin(self._broker, forget)
         return link
 
     def _close_idle(self) -> None:
         self._look = self._loop.call_later(IDLE_LOOK_S, self._close_idle)
         until = self._loop.time() - IDLE_S
-        for link_id in [link_id for link_id, link in self._links.items() if link.used_at < until]:
-            self._links.pop(link_id).close()
+        for link in [link for link in self._links.values() if link.used_at < until]:
+            link.end()
 
 
-class Link:
-    """One peer's link: its connection to the broker, and what waits on both sides."""
+class Link(asyncio.BufferedProtocol):
+    """One peer's link: its connection to the broker, and what waits on both sides.
 
-    def __init__(
-        self, socket: DealerLink, loop: asyncio.AbstractEventLoop, watcher: Watcher
-    ) -> None:
-        self._socket, self._loop, self._watcher = socket, loop, watcher
-        self._descriptor, _ = socket.descriptors
-        watcher.add(self._descriptor, self.carry)
+    Args:
+        peer: the address that it came from, for the log and the bound.
+        buffer: shared with others, used within a call.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, peer: str, buffer: bytearray) -> None:
+        self._loop, self.peer, self._buffer = loop, peer, buffer
         self.used_at = loop.time()
         self.polls = 0
-        self._outgoing: deque[bytes] = deque()
-        self._incoming: deque[bytes] = deque()
-        self._held_bytes = 0
-        self._next_carry: asyncio.Handle | None = None
+        #: bytes of the peer so far; of the broker, before those that are held
+        self.taken = self.given = 0
+        self._held = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        #: nothing more comes; what has come may still be fetched
+        self._is_over = False
+        self._is_paused = False
         self._bell = Doorbell(loop)
+        self._on_end: Callable[[], None] = lambda: None
 
-    def put(self, frames: list[bytes]) -> None:
-        """Have these sent, unless too many wait already."""
-        if frames and len(self._outgoing) >= MAX_FRAMES:
-            raise Refusal("access.flood", "the broker takes no more frames for now")
-        self._outgoing.extend(frames)
-        self.carry()
+    def begin(self, broker: tuple[str, int], on_end: Callable[[], None]) -> None:
+        """Connect; `on_end` is called when nobody can have anything of this link any more."""
+        self._on_end = on_end
+        self._connecting = self._loop.create_task(self._connect(broker))
 
-    async def fetch(self, wait_s: float) -> list[bytes]:
-        """Return what has come in, in order, up to MAX_ANSWER_BYTES; if need be, wait for it.
+    async def connected(self) -> None:
+        """Wait for the connection to the broker.
 
-        Who waits ends the wait of an older poll, which gets nothing: its asker went on to ask
-        anew, and its connection may lead nowhere.
+        Raises:
+            BrokerUnavailableError: there is none.
         """
-        if wait_s:
-            self.polls += 1
-            self._bell.ring()
+        self.used_at = self._loop.time()
+        if self._transport is None and not self._is_over:
+            assert self._connecting is not None
+            await asyncio.wait((self._connecting,))
+        if self._transport is None:
+            raise BrokerUnavailableError("the broker does not answer: it is being started again")
+
+    async def put(self, at: int, body: bytes) -> None:
+        """Have these bytes sent, but for those that have been; wait for room."""
+        if self._writable is not None:
+            await asyncio.wait((self._writable,), timeout=ROOM_S)
+            if self._writable is not None:
+                raise Refusal("access.flood", "the broker takes no more for now")
+        known = self.taken - at
+        if known < 0:
+            self.end()
+            raise _gone(f"bytes are missing before {at}")
+        if self._is_over:
+            raise _gone("the broker has closed its connection")
+        fresh = body[known:] if known else body
+        if fresh:
+            assert self._transport is not None
+            self.taken += len(fresh)
+            self._transport.write(fresh)
+
+    async def fetch(self, since: int, wait_s: float) -> bytes:
+        """Return what came from the broker, from this byte on; if need be, wait for it.
+
+        What is asked for is kept until a request asks for what follows it. Who waits ends the
+        wait of an older poll, which gets nothing: its asker went on to ask anew.
+        """
+        self.polls += 1
+        self._bell.ring()
         poll = self.polls
-        if wait_s and not self._incoming:
+        self._forget_before(since)
+        if wait_s and not self._held and not self._is_over:
             await self._bell.is_rung(wait_s)
         self.used_at = self._loop.time()
-        found, size = list[bytes](), 0
-        while self._incoming and self.polls == poll:
-            size += len(self._incoming[0])
-            if found and size > MAX_ANSWER_BYTES:
-                break
-            found.append(self._incoming.popleft())
-            self._held_bytes -= len(found[-1])
-        if found:
-            self.carry()
-        return found
+        if self.polls != poll:
+            return b""
+        if self._is_over and not self._held:
+            self.end()
+            raise _gone("the connection to the broker has ended")
+        return bytes(self._held[:MAX_TUNNEL_BYTES])
 
-    def carry(self) -> None:
-        """Send what waits, receive what has come; come back if that is not all."""
-        if self._next_carry is not None:
-            self._next_carry.cancel()
-            self._next_carry = None
-        socket = self._socket
-        while self._outgoing and socket.send(self._outgoing[0]):
-            self._outgoing.popleft()
-        if self._held_bytes <= MAX_LINK_HELD_BYTES and (
-            received := socket.receive(FRAMES_PER_TURN)
-        ):
-            self._incoming.extend(received)
-            self._held_bytes += sum(map(len, received))
-            self._bell.ring()
-        if self._held_bytes <= MAX_LINK_HELD_BYTES and socket.has_input:
-            self._next_carry = self._loop.call_soon(self.carry)
-        elif self._outgoing:
-            self._next_carry = self._loop.call_later(UNSENT_S, self.carry)
-
-    def close(self) -> None:
-        """Close the connection; who waits is answered."""
-        if self._next_carry is not None:
-            self._next_carry.cancel()
-        self._watcher.remove(self._descriptor)
+    def end(self) -> None:
+        """Close the connection, once it has taken what it was given; who waits is answered."""
+        if self._transport is not None:
+            self._transport.close()
+        elif self._connecting is not None:
+            self._connecting.cancel()
+        self._is_over = True
         self._bell.ring()
-        self._socket.close()
+        self._on_end()
+
+    # ------------------------------------------------------------ called by asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.set_write_buffer_limits(MAX_LINK_HELD_BYTES)
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._held += memoryview(self._buffer)[:nbytes]
+        if len(self._held) >= MAX_LINK_HELD_BYTES and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
+        self._bell.ring()
+
+    def pause_writing(self) -> None:
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        writable, self._writable = self._writable, None
+        if writable is not None:
+            writable.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.resume_writing()
+        self._is_over = True
+        self._bell.ring()
+
+    # ---------------------------------------------------------------------- private
+
+    async def _connect(self, broker: tuple[str, int]) -> None:
+        try:
+            async with asyncio.timeout(BROKER_CONNECT_S):
+                await self._loop.create_connection(lambda: self, *broker)
+        except OSError:  # a timeout is one
+            self.end()
+            return
+        event(_log, logging.INFO, "exchange.link", peer=self.peer)
+
+    def _forget_before(self, since: int) -> None:
+        arrived = since - self.given
+        if not 0 <= arrived <= len(self._held):
+            self.end()
+            raise _gone(f"there is nothing from {since} on")
+        if arrived:
+            del self._held[:arrived]
+            self.given = since
+            if self._is_paused and len(self._held) < MAX_LINK_HELD_BYTES:
+                self._is_paused = False
+                if self._transport is not None:
+                    self._transport.resume_reading()
 
 
-def tunnel_door(exchange: Exchange, mesh: AsyncNode, waits: Places) -> Door:
-    """Return the door of the frames; `mesh` knows whether the broker is there."""
+def tunnel_door(exchange: Exchange) -> Door:
+    """Return the door of the connections."""
     route = HttpRoute(
-        PATH,
+        EXCHANGE_PATH,
         exchange.exchange,
-        frames_of,
         method="POST",
-        takes=CONTENT_TYPE,
-        max_body_bytes=MAX_BODY_BYTES,
+        takes=BYTES_TYPE,
+        max_body_bytes=MAX_TUNNEL_BYTES,
         ends_with_caller=True,
     )
-    return Door(routes=(route,), before=lambda _: require_broker(mesh, waits))
+    return Door(routes=(route,), scopes=frozenset({TokenScope.WORK, TokenScope.LINK}))
 
 
-def frames_of(body: bytes) -> list[bytes]:
-    """Return the frames of a body, if they are neither too many nor too large."""
-    if not body:
-        return []
-    try:
-        frames = _decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ProtocolError(f"the body is no array of frames: {error}") from error
-    if len(frames) > MAX_FRAMES or any(len(frame) > MAX_FRAME_BYTES for frame in frames):
-        raise ProtocolError(
-            f"expected at most {MAX_FRAMES} frames of at most {MAX_FRAME_BYTES} bytes each"
-        )
-    return frames
+def _count(request: Request, header: str) -> int | None:
+    """Return the number of a header; None without one."""
+    text = request.fields.get(header.lower())
+    if text is None:
+        return None
+    if not _PLACE_OR_TIME.fullmatch(text):
+        raise Refusal("http.bad_request", f"{header}: saw {text[:32]!r}, expected a number")
+    return int(text)
+
+
+def _gone(why: str) -> Refusal:
+    return Refusal("http.gone", f"{why}: connect anew")

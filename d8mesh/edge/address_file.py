@@ -14,15 +14,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from d8mesh.config import NAME_PATTERN
 from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible
 from d8mesh.core.protocol.route import KnownBroker
+from d8mesh.setting_forms import NAME_PATTERN
 
 #: The folder of the orchestrator in the data folder, and the file in it.
 FOLDER: Final = "orchestrator"
 NAME: Final = "address.json"
 #: The file is tiny; a larger one is not ours.
 MAX_ADDRESS_FILE_BYTES: Final = 16_384
+#: Of a public key.
+PUBLIC_KEY_BYTES: Final = 32
 #: Addresses of one machine that are written down and tried.
 MAX_ADDRESSES: Final = 16
 
@@ -31,7 +33,9 @@ def write(folder: Path, own: KnownBroker, mesh: str) -> None:
     """Replace the file in the orchestrator's `folder`; trouble with the disk is no fault."""
     fresh = folder / f"{NAME}.new"
     with contextlib.suppress(OSError):
-        fresh.write_text(json.dumps(asdict(own) | {"mesh": mesh}), "utf-8")
+        told = asdict(own) | {"mesh": mesh, "proof": own.proof.hex()}
+        told["server_key"] = None if own.server_key is None else own.server_key.hex()
+        fresh.write_text(json.dumps(told), "utf-8")
         fresh.replace(folder / NAME)
 
 
@@ -55,8 +59,18 @@ def read(data: Path, mesh: str) -> KnownBroker | None:
                 addresses=tuple(dict.fromkeys(addresses))[:MAX_ADDRESSES],
                 port=_port(found["port"]),
                 web_port=None if found["web_port"] is None else _port(found["web_port"]),
+                server_key=_bytes(found["server_key"]),
+                proof=bytes.fromhex(found["proof"]),
+                tls=str(found["tls"]),
             )
     return None
+
+
+def _bytes(value: object) -> bytes:
+    found = bytes.fromhex(value) if isinstance(value, str) else b""
+    if len(found) != PUBLIC_KEY_BYTES:
+        raise ValueError(value)
+    return found
 
 
 def _port(value: object) -> int:

@@ -18,9 +18,9 @@ from typing import Final
 
 import filelock
 
-from d8mesh.config import NAME_PATTERN
 from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.errors import WorkerError
+from d8mesh.setting_forms import NAME_PATTERN
 
 WORKERS_FOLDER: Final = "workers"
 LOCK_NAME: Final = "lock"
@@ -64,8 +64,10 @@ class Identity:
                 rows = json.loads(file.read(MAX_BROKERS_BYTES))
             for row in rows[:MAX_REMEMBERED_BROKERS]:
                 web, port, address = row["web_port"], int(row["port"]), str(row["address"])
+                key, proof = bytes.fromhex(row["server_key"]), bytes.fromhex(row["proof"])
+                where = (str(row["broker_id"]), (address,), port, web)
                 if 0 < port < 65536:
-                    found.append(KnownBroker(str(row["broker_id"]), (address,), port, web))
+                    found.append(KnownBroker(*where, key or None, proof, str(row["tls"])))
         return found
 
     def remember(self, reached: KnownBroker) -> None:
@@ -80,6 +82,9 @@ class Identity:
                 "address": each.addresses[0],
                 "port": each.port,
                 "web_port": each.web_port,
+                "server_key": (each.server_key or b"").hex(),
+                "proof": each.proof.hex(),
+                "tls": each.tls,
             }
             for each in kept[:MAX_REMEMBERED_BROKERS]
         ]

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.keep_alive import keep_alive_s
 from d8mesh.errors import InvalidTaskError
 from d8mesh.handlers import Data
+from d8mesh.setting_forms import MODEL_PATTERN
 
 #: The name of a tool, of an option, an id of a call.
 MAX_NAME_CHARS: Final = 256

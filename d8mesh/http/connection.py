@@ -48,6 +48,8 @@ MAX_REQUESTS_AHEAD: Final = 64
 #: Bytes of a body that wait for the application before no more is read, and of an answer that
 #: wait for its reader before whoever writes it has to: thousands of connections may do both.
 WAITING_BYTES: Final = 65_536
+#: Of a transport's `get_extra_info`: whether a handshake (TLS) has begun and is not done.
+HANDSHAKING: Final = "d8.handshaking"
 
 _log: Final = logging.getLogger("d8mesh.http")
 
@@ -148,7 +150,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             if self._beside_bytes > MAX_HEAD_BYTES:  # the parser puts them together
                 raise large_head() if self._incoming is None else bad("too much beside the chunks")
         except Refusal as refusal:
-            self._refuse(refusal)
+            self.refuse(refusal)
 
     def pause_writing(self) -> None:
         self._writable = self._server.loop.create_future()
@@ -361,7 +363,7 @@ class HttpConnection(asyncio.BufferedProtocol):
                 raise error.__context__ from None
             raise bad(str(error)) from error
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: Refusal) -> None:
         """Answer what came before, then say why there will be no more."""
         self._told_at = self._place()
         self._parser, self._is_begun = None, False
@@ -424,7 +426,8 @@ class HttpConnection(asyncio.BufferedProtocol):
     def close_overdue(self, now: float) -> None:
         """End if this connection has used up its time."""
         if self._is_overdue(now):
-            if self._incoming is not None or self._is_begun:
+            is_shaking = self._transport.get_extra_info(HANDSHAKING)
+            if self._incoming is not None or self._is_begun or is_shaking:
                 self._server.rejections.add("http.timeout", self.peer, "a request came too slowly")
             self.abort()
 

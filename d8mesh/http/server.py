@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from d8mesh.http.answers import Refusal, Response, problem
 from d8mesh.http.asgi import AsgiApplication
 from d8mesh.http.connection import HttpConnection
 from d8mesh.http.guard import Rejections
+from d8mesh.http.tls_transport import TlsConnection
 
 #: Connections at once: 2,500 streams, 1,000 waits, and as many again that mean no good.
 MAX_CONNECTIONS: Final = 8192
@@ -44,6 +46,7 @@ class Server:
 
     refused: tells, in the words that the path and the Origin ask for, of what is refused before
         the application sees it.
+    tls: serves HTTPS with it; None: HTTP.
 
     Thread: all of it in one loop.
     """
@@ -57,11 +60,12 @@ class Server:
         admits: Callable[[str], bool],
         rejections: Rejections,
         refused: Callable[[str, str | None, Refusal], Response] = _plainly,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.application, self.refused = application, refused
         self.buffer = bytearray(_BUFFER_BYTES)
         self.rejections = rejections
-        self._sockets, self._admits = sockets, admits
+        self._sockets, self._admits, self._tls = sockets, admits, tls
         self._servers: list[asyncio.Server] = []
         self._connections: set[HttpConnection] = set()
         #: those that are told why not, and are about to end
@@ -80,10 +84,16 @@ class Server:
         self.loop = asyncio.get_running_loop()
         for each in self._sockets:
             server = await self.loop.create_server(
-                lambda: HttpConnection(self), sock=each, backlog=_ACCEPTS_PER_TURN
+                self._connection, sock=each, backlog=_ACCEPTS_PER_TURN
             )
             each.listen(_BACKLOG)  # asyncio takes one number for both
             self._servers.append(server)
+
+    def _connection(self) -> HttpConnection | TlsConnection:
+        connection = HttpConnection(self)
+        if self._tls is None:
+            return connection
+        return TlsConnection(connection, self._tls, self.buffer)
 
     async def close(self, grace_s: float = 0.0) -> None:
         """Accept no more, let what is under way end for so long, then end it all."""

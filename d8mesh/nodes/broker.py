@@ -10,15 +10,12 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import queue
 import random
-import secrets
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -26,24 +23,38 @@ from d8mesh import __version__
 from d8mesh.config import BROKER_PORT_TRIES, PORTS_END, Config
 from d8mesh.core.broker.deferral import Deferral
 from d8mesh.core.broker.dispatcher import Dispatcher
-from d8mesh.core.broker.effects import Effect, Fault, Load, Loaded, Peer, Record, Send
+from d8mesh.core.broker.effects import (
+    Drop,
+    Effect,
+    Fault,
+    KeepMembers,
+    Load,
+    Notice,
+    Peer,
+    Record,
+    Send,
+    UseView,
+)
 from d8mesh.core.broker.reports import snapshot
 from d8mesh.core.broker.state import Policy
-from d8mesh.core.broker.store import FoldLog, Question, Store, StoreAnswer, Unreadable
-from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible, is_loopback
+from d8mesh.core.broker.store import FoldLog, Store
 from d8mesh.core.protocol.codec import decode_to_broker, encode
+from d8mesh.core.protocol.membership import announced_proof
 from d8mesh.core.protocol.messages import Refused
 from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.core.protocol.task import Fact
 from d8mesh.core.protocol.wish import Cloud
-from d8mesh.edge import address_file
-from d8mesh.edge.discovery import Announcement, Discovery, NodeKind, Sighting
 from d8mesh.edge.failpoints import passed
 from d8mesh.edge.logs import event, traced
-from d8mesh.edge.network import is_taken_unseen, usable_addresses
+from d8mesh.edge.network import is_taken_unseen
 from d8mesh.edge.sqlite import Journal
+from d8mesh.edge.transport.keys import KeyPair, kept_pair
 from d8mesh.edge.transport.sockets import Loop, RouterEndpoint, Waker
-from d8mesh.errors import D8Error, JournalError, ProtocolError
+from d8mesh.errors import JournalError, ProtocolError
+from d8mesh.nodes.announcer import Announcer, listens_on
+from d8mesh.nodes.credentials import secret_of
+from d8mesh.nodes.doorkeeper import Doorkeeper
+from d8mesh.nodes.store_reader import StoreReader
 
 #: Messages taken in before a commit: bounds how long the first of them waits for its answer.
 MAX_DRAIN: Final = 512
@@ -68,12 +79,10 @@ ANSWERED_STRIKES: Final = 3
 MAX_STRIKERS: Final = 4096
 #: Objects made between two collections: an assignment of a batch makes thousands at once.
 GC_ALLOCATIONS: Final = 50_000
-#: What FLASK_HOST says for all addresses.
-_ALL_ADDRESSES: Final = ("0.0.0.0", "::")
 JOURNAL_NAME: Final = "journal.db"
+#: Effects of nearly every wake-up; the others are looked at one by one.
+_OF_EVERY_WAKE_UP: Final = frozenset({Send, Record, Load})
 
-#: From (routing id, address, key) to a `Peer`, without the call that a `NamedTuple` makes of it.
-_PEER_OF: Final = partial(tuple.__new__, Peer)
 _log: Final = logging.getLogger("d8mesh.broker")
 
 #: Opens a store in a folder; the store calls the second whenever a commit has become durable.
@@ -103,6 +112,7 @@ class Ready:
     broker_id: str
     port: int
     epoch: int
+    server_key: str  #: its public key, 64 hex digits
 
 
 class Broker:
@@ -111,10 +121,14 @@ class Broker:
     Args:
         folder: where the journal lies.
         web_port: the REST port to announce, None if there is none.
+        tls: the fingerprint of its certificate; "" for plain HTTP.
+        say: takes in what is to be told to whoever runs the orchestrator.
 
     Raises:
         JournalHeldError: another orchestrator uses the journal.
         JournalBrokenError: the journal is damaged or of a newer version.
+        KeyFileError: its key file cannot be used.
+        ConfigError: the file of members is damaged.
         D8Error: no port is free.
 
     Thread: made and run on one thread; `stop` may be called from any.
@@ -126,33 +140,46 @@ class Broker:
         folder: Path,
         *,
         web_port: int | None = None,
+        tls: str = "",
         open_store: OpenStore = open_journal,
+        say: Callable[[Notice], None] = lambda notice: None,
     ) -> None:
-        self._config, self._folder, self._web_port = config, folder, web_port
+        self._config = config
         self._store = open_store(folder, lambda: self._waker.wake())
         self._waker = Waker()
         ports = range(config.broker_port, min(config.broker_port + BROKER_PORT_TRIES, PORTS_END))
         try:
+            self._keys = kept_pair(folder)
+            self._door = Doorkeeper(config, folder, self._waker.wake, say)
             self._router = RouterEndpoint(
-                _listens_on(config.web_host),
+                listens_on(config.web_host),
                 ports,
-                is_admissible=is_admissible,
+                keys=self._keys,
+                gate=self._door.admits,
                 is_taken=is_taken_unseen,
+                wake=self._waker.wake,
             )
         except BaseException:
             self._store.close()
             raise
         self._loop = Loop(self._waker, self._router)
         self._waker_alone = Loop(self._waker)
-        self._questions = _StoreReader(self._store, self._waker)
+        self._questions = StoreReader(self._store, self._waker)
         restored = self._store.restore()
         passed("broker.restored")
-        policy = _policy(config, self._store.broker_id, self._router.port)
+        policy = replace(
+            _policy(config, self._store.broker_id, self._router.port, self._keys), tls=tls
+        )
+        members, clocks = self._door.members, (time.monotonic(), time.time())
         self._dispatcher = Dispatcher(
-            policy, restored, random.random, now=time.monotonic(), at=time.time()
+            policy, restored, random.random, members=members, now=clocks[0], at=clocks[1]
         )
         #: what is told to whoever started this broker
-        self.ready = Ready(policy.broker_id, self._router.port, restored.epoch)
+        key = self._keys.public.hex()
+        self.ready = Ready(policy.broker_id, self._router.port, restored.epoch, key)
+        proof = b""
+        if policy.mesh_secret is not None:
+            proof = announced_proof(policy.mesh_secret, self._keys.public)
         self._strikes: OrderedDict[bytes, int] = OrderedDict()
         self._is_stopping, self._is_disk_low = threading.Event(), False
         self._next_disk_check, self._next_summary = 0.0, time.monotonic() + SUMMARY_S
@@ -161,24 +188,8 @@ class Broker:
         self._begun = self._measured = 0  #: commits: their number, the last held one measured
         self._held: deque[_Held] = deque()
         self._now = 0.0  #: of the wake-up
-        self._discovery = Discovery(
-            mesh=config.mesh,
-            addresses=partial(_announced, config),
-            on_sighting=_heard_worker,
-            browse=(NodeKind.WORKER,),
-            on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
-        )
-        self._discovery.announce(
-            Announcement(
-                kind=NodeKind.ORCHESTRATOR,
-                node_id=policy.broker_id,
-                boot_id=secrets.token_hex(8),
-                mesh=config.mesh,
-                port=self._router.port,
-                web_port=web_port,
-                version=__version__,
-            )
-        )
+        where = (policy.broker_id, (), self._router.port, web_port, self._keys.public, proof, tls)
+        self._announcer = Announcer(config, folder, KnownBroker(*where), self._door.heard)
 
     def run(self) -> None:
         """Serve until `stop`.
@@ -186,8 +197,7 @@ class Broker:
         Raises:
             JournalError: a commit failed; what it held was not acknowledged to anybody.
         """
-        self._discovery.start()
-        self._write_address()
+        self._announcer.begin()
         # What lives from here on is mostly tasks, which hold no cycles: collect seldom.
         gc.freeze()
         gc.set_threshold(GC_ALLOCATIONS, 20, 50)
@@ -204,20 +214,12 @@ class Broker:
                 self._waker_alone.wait(left_s)
                 self._settle()
         finally:
-            address_file.remove(self._folder)
-            self._discovery.close()
+            self._announcer.end()
             self._questions.close()
             self._router.close()
             self._store.close()
             self._waker.close()
             event(_log, logging.INFO, "broker.down", port=ready.port)
-
-    def _write_address(self) -> None:
-        """Tell who is on this machine and hears no mDNS."""
-        own = [each.address for each in usable_addresses(self._config.interfaces)]
-        ready = self.ready
-        known = KnownBroker(ready.broker_id, (LOOPBACK, *own), ready.port, self._web_port)
-        address_file.write(self._folder, known, self._config.mesh)
 
     def stop(self) -> None:
         """Let `run` say goodbye and return."""
@@ -242,18 +244,8 @@ class Broker:
         now = self._now = time.monotonic()
         if self._held:
             self._settle()
-        effects: list[Effect] = []
-        make_peer = _PEER_OF
-        for routing_id, address, frame in received:
-            peer = make_peer((routing_id, address, None))
-            try:
-                if frame is None:
-                    raise ProtocolError("a message is one frame: saw several")
-                message = decode_to_broker(frame)
-            except ProtocolError as error:
-                self._strike(peer, error)
-                continue
-            effects += dispatcher.receive(message, peer, now)
+        effects = self._take_in(received, now)
+        self._count_rejections()
         while self._questions.answers:
             effects += dispatcher.loaded(self._questions.answers.popleft())
         if now >= self._next_disk_check:
@@ -267,6 +259,21 @@ class Broker:
         self._wipe(now)
         if now >= self._next_summary:
             self._sum_up(now)
+
+    def _take_in(self, received: Sequence[tuple[Peer, bytes | None]], now: float) -> list[Effect]:
+        """Return what the brain makes of what has come in: connections first, then frames."""
+        dispatcher = self._dispatcher
+        effects = self._door.tell(dispatcher, now) if self._door.has_news else []
+        for peer, frame in received:
+            try:
+                if frame is None:
+                    raise ProtocolError("a message is one frame: saw several")
+                message = decode_to_broker(frame)
+            except ProtocolError as error:
+                effects += self._strike(peer, error)
+                continue
+            effects += dispatcher.receive(message, peer, now)
+        return effects
 
     def _wipe(self, now: float) -> None:
         """Have what was erased overwritten in the journal's log too: once for all of some time."""
@@ -299,8 +306,9 @@ class Broker:
         # Encoded before the commit: who waits for it shall not wait for this too.
         waiting = [(send, encode(send.message)) for send in sends if send.waits]
         loads = [effect for effect in effects if type(effect) is Load]
-        for fault in [effect for effect in effects if type(effect) is Fault]:
-            traced(_log, logging.ERROR, "broker.fault", fault.traceback, at=fault.where)
+        for effect in effects:
+            if type(effect) not in _OF_EVERY_WAKE_UP:
+                follow_ups += self._perform_rare(effect)
         begun, number = time.monotonic(), self._begun
         if facts:
             passed("broker.before_commit")
@@ -316,6 +324,20 @@ class Broker:
             self._dispatcher.set_unconfirmed(self._held[0].now)
         if follow_ups:  # only now: their facts stand on those of this batch
             self._perform(follow_ups)
+
+    def _perform_rare(self, effect: Effect) -> list[Effect]:
+        match effect:
+            case Fault(where, told):
+                traced(_log, logging.ERROR, "broker.fault", told, at=where)
+            case KeepMembers():
+                return self._dispatcher.kept(effect, self._door.keep(effect))
+            case UseView():
+                self._door.use(effect)
+            case Drop(peer):
+                self._router.drop(peer)
+            case Notice():
+                self._door.notify(effect)
+        return []
 
     def _go_on(self, waiting: Sequence[tuple[Send, bytes]], loads: Sequence[Load]) -> list[Effect]:
         """Send what stands on facts that are durable, and ask what is answered from them."""
@@ -352,9 +374,8 @@ class Broker:
         if follow_ups:
             self._perform(follow_ups)
 
-    def _strike(self, peer: Peer, error: ProtocolError) -> None:
+    def _strike(self, peer: Peer, error: ProtocolError) -> list[Effect]:
         """Drop a bad frame, count it, and tell its sender the first few times."""
-        self._dispatcher.reject(error.code)
         count = self._strikes.pop(peer.routing_id, 0) + 1
         self._strikes[peer.routing_id] = count
         if len(self._strikes) > MAX_STRIKERS:
@@ -363,6 +384,15 @@ class Broker:
             event(_log, logging.WARNING, "frame.bad", address=peer.address, error=str(error))
             answer = Refused(0, error.code, str(error)[:1000])
             self._router.send(peer.routing_id, encode(answer))
+        return self._dispatcher.malformed(peer, error.code, self._now)
+
+    def _count_rejections(self) -> None:
+        """Count the connections that were refused or cut off."""
+        rejections = self._router.rejections
+        while rejections:
+            code, address = rejections.popleft()
+            self._dispatcher.reject(code)
+            event(_log, logging.WARNING, "connection.refused", code=code, address=address)
 
     def _check_disk(self, now: float) -> None:
         self._next_disk_check = now + DISK_CHECK_S
@@ -392,67 +422,14 @@ class Broker:
         )
 
 
-def _heard_worker(sighting: Sighting) -> None:
-    """Note a worker of the mesh; it connects by itself, but one that cannot is found in the log."""
-    addresses = ",".join(sighting.addresses)
-    event(_log, logging.INFO, "worker.heard", worker=sighting.node_id, addresses=addresses)
-
-
-class _StoreReader:
-    """The reading side of the store, on a thread of its own."""
-
-    def __init__(self, store: Store, waker: Waker) -> None:
-        self.answers: deque[Loaded] = deque()
-        self._store, self._waker = store, waker
-        self._asked: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="journal-reader", daemon=True)
-        self._thread.start()
-
-    def ask(self, load: Load) -> None:
-        self._asked.put(load)
-
-    def close(self) -> None:
-        self._asked.put(None)
-        self._thread.join(timeout=5.0)
-
-    def _serve(self) -> None:
-        while (load := self._asked.get()) is not None:
-            self.answers.append(Loaded(load.number, self._answer(load.question)))
-            self._waker.wake()
-
-    def _answer(self, question: Question) -> StoreAnswer:
-        try:
-            return self._store.ask(question)
-        except Exception as error:  # a damaged row: the next question may be about a sound one
-            what, is_known = type(question).__name__, isinstance(error, D8Error)
-            event(_log, logging.ERROR, "journal.unreadable", what=what, error=repr(error))
-            return Unreadable(str(error) if is_known else "the journal cannot be read here")
-
-
-def _listens_on(host: str) -> list[str]:
-    """Return the addresses that the broker listens on when the REST listens on `host`.
-
-    Loopback always: the REST process reaches the broker there.
-    """
-    if host in _ALL_ADDRESSES:
-        return ["*"]
-    return [LOOPBACK] if host == "localhost" else list(dict.fromkeys((host, LOOPBACK)))
-
-
-def _announced(config: Config) -> list[str]:
-    """Return the addresses to announce: none that nobody listens on."""
-    usable = [each.address for each in usable_addresses(config.interfaces)]
-    if config.web_host in _ALL_ADDRESSES or not usable:
-        return usable
-    return [LOOPBACK if is_loopback(config.web_host) else config.web_host]
-
-
-def _policy(config: Config, broker_id: str, port: int) -> Policy:
+def _policy(config: Config, broker_id: str, port: int, keys: KeyPair) -> Policy:
     return Policy(
         broker_id=broker_id,
         mesh=config.mesh,
         version=__version__,
         broker_port=port,
+        server_key=keys.public,
+        mesh_secret=secret_of(config),
         polling_timeout_s=config.heartbeat_timeout_s,
         task_timeout_s=config.task_timeout_s,
         max_attempts=config.max_attempts,

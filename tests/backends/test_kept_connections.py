@@ -10,8 +10,8 @@ from contextlib import ExitStack
 import pytest
 
 from d8mesh.backends.answer_clocks import AnswerClocks
-from d8mesh.backends.http_answer import HttpAnswer
 from d8mesh.backends.kept_connections import CONNECTION_KEPT_S, MAX_KEPT, KeptConnections
+from d8mesh.edge.transport.http_answer import HttpAnswer
 
 PLACE = ("127.0.0.1", 1)
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"

@@ -1,4 +1,4 @@
-"""Peers that slow nobody but themselves: ``python -m tests.chaos.slow LOG BROKER_PORT``.
+"""Peers that slow nobody but themselves: ``python -m tests.chaos.slow LOG BROKER_PORT MESH``.
 
 Connections to the REST and the broker's port that say nothing, dribble, or ask and never read
 the answer, and clients that submit and never read, all the time until the file ``LOG/stop``.
@@ -7,11 +7,13 @@ the answer, and clients that submit and never read, all the time until the file 
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import socket
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,7 +33,7 @@ LIFE_S = 20.0
 PAUSE_S = 0.5
 #: Tasks per second of each client that never reads.
 RATE = 4
-_GREETING = b"\xff\0\0\0\0\0\0\0\1\x7f\3\1NULL" + bytes(48)
+_GREETING = b"\xff\0\0\0\0\0\0\0\1\x7f\3\1CURVE" + bytes(47)
 
 
 def main() -> None:
@@ -56,6 +58,13 @@ def web_of(folder: Path) -> tuple[str, int]:
     """Return where the REST port is now."""
     parts = urlsplit((folder / "url").read_text("utf-8").strip())
     return str(parts.hostname), int(parts.port or 80)
+
+
+def key_of(folder: Path) -> bytes:
+    """Return the public key of the broker."""
+    url = (folder / "url").read_text("utf-8").strip()
+    with urllib.request.urlopen(f"{url}/health", timeout=LIFE_S) as answer:
+        return bytes.fromhex(json.load(answer)["server_key"])
 
 
 def _connect(address: tuple[str, int]) -> socket.socket:
@@ -115,7 +124,8 @@ def submit_and_never_read(folder: Path, broker_port: int, mesh: str) -> None:
             host, count = now_at, 0
             for peer, _ in peers:
                 peer.close(0)
-            peers = [_peer(context, f"tcp://{host}:{broker_port}") for _ in range(EACH)]
+            address, key = f"tcp://{host}:{broker_port}", key_of(folder)
+            peers = [_peer(context, address, key) for _ in range(EACH)]
         for peer, session in peers:
             if count % (10 * RATE) == 0:  # the broker may be a new one
                 hello = ClientHello(VERSIONS[0], mesh, session, "slow")
@@ -127,10 +137,14 @@ def submit_and_never_read(folder: Path, broker_port: int, mesh: str) -> None:
         time.sleep(1 / RATE)
 
 
-def _peer(context: zmq.Context[zmq.Socket[bytes]], address: str) -> tuple[zmq.Socket[bytes], str]:
+def _peer(
+    context: zmq.Context[zmq.Socket[bytes]], address: str, server_key: bytes
+) -> tuple[zmq.Socket[bytes], str]:
     peer = context.socket(zmq.DEALER)
     for option, value in ((zmq.RCVHWM, 1), (zmq.RCVBUF, 4096), (zmq.LINGER, 0)):
         peer.set(option, value)
+    peer.curve_publickey, peer.curve_secretkey = zmq.curve_keypair()
+    peer.curve_serverkey = server_key
     peer.connect(address)
     return peer, "".join(secrets.choice(DIGITS) for _ in range(16))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from d8mesh.core.broker.effects import Peer
-from d8mesh.core.broker.routing import Ask, Verdict, choose
+from d8mesh.core.broker.routing import Ask, RoutingChoice, choose
 from d8mesh.core.broker.service_states import (
     Flight,
     ModelState,
@@ -68,7 +68,7 @@ def wish(*models: str, **more: Any) -> Wish:
     return Wish(models=models, **more)
 
 
-def asked(table: ServiceTable, what: Wish, now: float = NOW, **more: Any) -> Verdict:
+def asked(table: ServiceTable, what: Wish, now: float = NOW, **more: Any) -> RoutingChoice:
     cloud = more.pop("cloud", Cloud.NEVER)
     return choose(table, Ask(what, more.pop("priority", 5), **more), cloud, now)
 
@@ -78,7 +78,7 @@ def taken(table: ServiceTable, what: Wish, now: float = NOW, **more: Any) -> str
     return None if found is None else f"{found.model.service.id}/{found.model.name}"
 
 
-def obstacles(choice: Verdict) -> dict[str, Obstacle | None]:
+def obstacles(choice: RoutingChoice) -> dict[str, Obstacle | None]:
     return {each.model.service.id: each.obstacle for each in choice.weighed}
 
 

@@ -13,7 +13,20 @@ import msgspec
 
 from d8mesh.core.broker.deferral import Deferral
 from d8mesh.core.broker.dispatcher import Dispatcher
-from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer, Record, Send
+from d8mesh.core.broker.effects import (
+    Drop,
+    Effect,
+    KeepMembers,
+    Load,
+    Loaded,
+    Notice,
+    Peer,
+    Record,
+    Send,
+    UseView,
+)
+from d8mesh.core.broker.members import Members
+from d8mesh.core.broker.members_view import KeptMember, MembersView
 from d8mesh.core.broker.state import Policy
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.protocol import messages as m
@@ -49,6 +62,13 @@ class WiredBroker:
         self.sent: list[tuple[Peer, m.Message, bool]] = []
         self.seq = 0
         self._n = 0
+        #: what `Members` is made with, the file of members, and why it cannot be written
+        self.joining: dict[str, Any] = policy.pop("joining", {})
+        self.kept: list[KeptMember] = []
+        self.disk_trouble = ""
+        self.view = MembersView()
+        self.dropped: list[Peer] = []
+        self.notices: list[Notice] = []
         self._open()
 
     def _open(self) -> None:
@@ -57,8 +77,14 @@ class WiredBroker:
         restored: Restored = self.journal.restore()
         policy = Policy(broker_id=self.journal.broker_id, mesh="m", **self.policy)
         self.dispatcher = Dispatcher(
-            policy, restored, lambda: self.draw(), now=self.now, at=self.at
+            policy,
+            restored,
+            lambda: self.draw(),
+            members=Members(kept=self.kept, **self.joining),
+            now=self.now,
+            at=self.at,
         )
+        self.view = self.dispatcher.state.members.view
         self.state = self.dispatcher.state
         self.task_table = self.state.task_table
 
@@ -103,6 +129,16 @@ class WiredBroker:
                 if isinstance(effect.message, m.Placed):
                     check_placed(self.state, effect.message)
                 self.sent.append((effect.peer, effect.message, effect.waits))
+            elif isinstance(effect, KeepMembers):
+                if not self.disk_trouble:
+                    self.kept = effect.members
+                self.perform(self.dispatcher.kept(effect, self.disk_trouble))
+            elif isinstance(effect, UseView):
+                self.view = effect.view
+            elif isinstance(effect, Drop):
+                self.dropped.append(effect.peer)
+            elif isinstance(effect, Notice):
+                self.notices.append(effect)
             elif isinstance(effect, Load):
                 answer = self.journal.ask(effect.question)
                 self.perform(self.dispatcher.loaded(Loaded(effect.number, answer)))
@@ -129,14 +165,26 @@ class WiredBroker:
 
     def worker(self, name: str, *, types: Sequence[str] = ("echo",), **given: Any) -> Peer:
         """Let a worker join."""
-        peer = Peer(f"r-{name}-{self._next()}".encode(), given.pop("address", "10.0.0.1"))
+        given.setdefault("address", "10.0.0.1")
+        peer = self.peer(f"r-{name}", given.pop("address"), given.pop("key", None))
         self.say(peer, hello(name, types, **given))
         return peer
 
-    def client(self, session: str = S, *, takes_streams: bool = False) -> Peer:
+    def peer(self, name: str, address: str = "10.0.0.1", key: bytes | None = None) -> Peer:
+        """Return a connection that has said nothing yet."""
+        return Peer(f"{name}-{self._next()}".encode(), address, key)
+
+    def client(
+        self,
+        session: str = S,
+        *,
+        takes_streams: bool = False,
+        key: bytes | None = None,
+        proof: bytes = b"",
+    ) -> Peer:
         """Let a client join."""
-        peer = Peer(f"c-{session}-{self._next()}".encode(), "10.0.0.9")
-        self.say(peer, m.ClientHello(1, "m", session, "pc", takes_streams))
+        peer = self.peer(f"c-{session}", "10.0.0.9", key)
+        self.say(peer, m.ClientHello(1, "m", session, "pc", takes_streams, proof))
         return peer
 
     def submit(self, client: Peer, count: int = 1, kind: str = "echo", **options: Any) -> list[str]:
@@ -200,6 +248,7 @@ def hello(name: str, types: Sequence[str] = ("echo",), **given: Any) -> m.Worker
         given.pop("window", slots),
         list(held),
         list(held.values()),
+        proof=given.pop("proof", b""),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from d8mesh.doors.rest.api import rest_door
+from d8mesh.doors.rest.members import join_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
 from d8mesh.doors.waiting import MAX_WAITS, Places
 from d8mesh.http.application import Application
@@ -39,12 +40,13 @@ class Rest:
         stack.callback(lambda: self.loop.run(self._end()))
 
     async def _begin(self) -> None:
-        endpoint = f"tcp://127.0.0.1:{self.port}"
+        endpoint = self.mesh.endpoint(self.port)
         self.client = AsyncNode(self.mesh.config(), endpoint=endpoint, url=None)
         self.exchange = Exchange(endpoint)
         doors = [
             rest_door(self.client, self.waits, self.rejections),
-            tunnel_door(self.exchange, self.client, self.waits),
+            join_door(self.client, self.waits),
+            tunnel_door(self.exchange),
         ]
         self.application = Application(doors, Guard(), self.rejections)
 

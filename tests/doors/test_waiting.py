@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -43,11 +44,12 @@ def test_a_bell_wakes_who_waits_and_nobody_later() -> None:
 
 
 def test_a_broker_that_is_away_is_not_waited_for_without_a_place(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ask() -> None:
         places = Places(1)
-        node = AsyncNode(Config(mesh="test-none"), endpoint="tcp://127.0.0.1:1", url=None)
+        config = Config(mesh="test-none", data_dir=str(tmp_path))
+        node = AsyncNode(config, endpoint="tcp://127.0.0.1:1", url=None)
         monkeypatch.setattr(waiting, "AWAY_S", 0.2)
         with pytest.raises(BrokerUnavailableError):
             await require_broker(node, places)

@@ -12,9 +12,17 @@ import pytest
 from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.edge.address_file import FOLDER, MAX_ADDRESS_FILE_BYTES, NAME, read, remove, write
 
-WRITTEN = KnownBroker("orch-1", ("127.0.0.1", "10.1.2.3"), 7010, 7001)
+WRITTEN = KnownBroker(
+    "orch-1", ("127.0.0.1", "10.1.2.3"), 7010, 7001, b"k" * 32, b"p" * 32, "f" * 64
+)
 #: The same as it stands in the file.
-ROW = {**asdict(WRITTEN), "mesh": "m", "addresses": ["127.0.0.1", "10.1.2.3"]}
+ROW = {
+    **asdict(WRITTEN),
+    "mesh": "m",
+    "addresses": ["127.0.0.1", "10.1.2.3"],
+    "server_key": "6b" * 32,
+    "proof": "70" * 32,
+}
 
 
 @pytest.fixture

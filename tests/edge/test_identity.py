@@ -57,14 +57,15 @@ def test_another_id_is_kept_but_a_name_that_was_given_stays(tmp_path: Path) -> N
 def test_the_last_good_addresses_are_remembered_newest_first(tmp_path: Path) -> None:
     identity = Identity(tmp_path)
     assert identity.brokers == []
-    one = KnownBroker("a", ("192.168.0.1",), 7010, 7001)
+    one = KnownBroker("a", ("192.168.0.1",), 7010, 7001, b"k" * 32)
     two = KnownBroker("b", ("192.168.0.2",), 7010, None)
-    moved = KnownBroker("a", ("192.168.0.9",), 7010, 7001)
+    moved = KnownBroker("a", ("192.168.0.9",), 7010, 7001, b"k" * 32, b"p" * 32, "f" * 64)
     for each in (one, two, moved):
         identity.remember(each)
     assert identity.brokers == [moved, two]
     assert json.loads((identity.folder / BROKERS_NAME).read_bytes())[0] == {
-        "broker_id": "a", "address": "192.168.0.9", "port": 7010, "web_port": 7001
+        "broker_id": "a", "address": "192.168.0.9", "port": 7010, "web_port": 7001,
+        "server_key": "6b" * 32, "proof": "70" * 32, "tls": "f" * 64,
     }  # fmt: skip
     for text in ("garbage", "[" * 60_000):
         (identity.folder / BROKERS_NAME).write_text(text, "utf-8")

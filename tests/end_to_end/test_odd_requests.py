@@ -6,9 +6,8 @@ import contextlib
 import gzip
 import json
 import socket
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,69 +18,17 @@ from d8mesh.apps.status import ask
 from d8mesh.http.codings import MAX_DECODED_BYTES
 from d8mesh.http.routes import MAX_BODY_BYTES, SMALL_BODY_BYTES
 from tests.doors.llm_mesh import CHAT, LlmMesh, llm_mesh, machine
-from tests.end_to_end.processes import PATIENCE_S
+from tests.security.door_cases import DOORS, DoorCase, check_form
+from tests.security.raw_http import RawHttp, Told, head
 
 MESSAGES: Final = [{"role": "user", "content": "hello"}]
 LARGE_BYTES: Final = 300_000_000
 
 
-@dataclass(frozen=True)
-class DoorCase:
-    """A door: a path that takes a chat there, one that is not there, and the form of its errors."""
-
-    name: str
-    path: str
-    nowhere: str
-    text_of: Callable[[dict[str, Any]], str]
-
-    def asked(self, content: str = "hello") -> dict[str, Any]:
-        """Return what a chat is asked with here."""
-        messages = [{"role": "user", "content": content}]
-        return {"model": CHAT, "messages": messages, "max_tokens": 5, "stream": False}
-
-
-def of_ollama(body: dict[str, Any]) -> str:
-    assert set(body) == {"error"}
-    return str(body["error"])
-
-
-def of_openai(body: dict[str, Any]) -> str:
-    (error,) = body.values()
-    assert set(body) == {"error"}
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["type"]
-    return str(error["message"])
-
-
-def of_anthropic(body: dict[str, Any]) -> str:
-    assert (set(body), body["type"]) == ({"type", "error", "request_id"}, "error")
-    assert set(body["error"]) == {"type", "message"}
-    return str(body["error"]["message"])
-
-
-DOORS: Final = [
-    DoorCase("ollama", "/api/chat", "/api/chat/nowhere", of_ollama),
-    DoorCase("openai", "/v1/chat/completions", "/v1/nowhere", of_openai),
-    DoorCase("anthropic", "/v1/messages", "/v1/messages/nowhere", of_anthropic),
-    DoorCase("batches", "/v1/batches", "/v1/batches/x/nowhere", of_openai),
-]
 #: Those at which a chat can be asked.
 CHATTING: Final = DOORS[:3]
 each_door = pytest.mark.parametrize("door", DOORS, ids=lambda door: door.name)
 each_chat = pytest.mark.parametrize("door", CHATTING, ids=lambda door: door.name)
-
-
-@dataclass
-class Told:
-    """What came back."""
-
-    status: int
-    head: str
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 class Caller:
@@ -89,23 +36,14 @@ class Caller:
 
     def __init__(self, mesh: LlmMesh) -> None:
         self._mesh = mesh
-        self._address = ("127.0.0.1", urlsplit(mesh.url).port or 0)
+        self._http = RawHttp(urlsplit(mesh.url).port or 0)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(self._address, timeout=PATIENCE_S)
+        return self._http.connect()
 
     def say(self, *parts: bytes) -> Told:
         """Send these on a connection of their own; return the first answer of it."""
-        with self.connect() as connection:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                for part in parts:
-                    connection.sendall(part)
-            answer = b""
-            with contextlib.suppress(ConnectionResetError):
-                while part := connection.recv(65_536):
-                    answer += part
-        head, _, body = answer.partition(b"\r\n\r\n")
-        return Told(int(head.split()[1]), head.decode("latin-1"), body)
+        return self._http.say(*parts)
 
     def ask(self, door: DoorCase, body: bytes, *more: str, method: str = "POST") -> Told:
         """Send a request to a door, with a body and headers."""
@@ -132,23 +70,6 @@ class Caller:
             name: n - before.get(name, 0) for name, n in now.items() if n != before.get(name)
         } == {code: 1}
         assert self.tasks() == tasks
-
-
-def head(method: str, path: str, *lines: str, host: str | None = "localhost") -> bytes:
-    """Return the head of a request, after which the connection closes."""
-    named = [] if host is None else [f"Host: {host}"]
-    told = [f"{method} {path} HTTP/1.1", *named, "Connection: close", *lines, "", ""]
-    return "\r\n".join(told).encode("latin-1")
-
-
-def check_form(told: Told, door: DoorCase, status: int) -> str:
-    """Return what is said, if it is said in the door's form and shows nothing of ours."""
-    assert told.status == status, told
-    assert "Content-Type: application/json" in told.head
-    text = door.text_of(told.json)
-    assert "Traceback" not in text
-    assert ".py" not in text
-    return text
 
 
 @pytest.fixture(scope="module")

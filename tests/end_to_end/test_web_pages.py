@@ -21,6 +21,7 @@ from d8mesh.config import Config
 from d8mesh.doors.batches.door import batch_runner, batches_door
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
+from d8mesh.doors.openai.described import OpenAiProblem
 from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.doors.rest.api import rest_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
@@ -162,9 +163,9 @@ async def all_routes(folder: Path) -> list[HttpRoute]:
     catalogue = ModelCatalogue(node, lists_cloud=False)
     doors = [
         rest_door(node, places, Rejections()),
-        tunnel_door(exchange, node, places),
+        tunnel_door(exchange),
         *llm_doors(config, node, Chats(node, catalogue, keeps_all=False), catalogue),
-        batches_door(batch_runner(config, node, catalogue), openai_problem),
+        batches_door(batch_runner(config, node, catalogue), openai_problem, OpenAiProblem),
     ]
     await exchange.close()
     await node.close(0)

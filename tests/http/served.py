@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from d8mesh.http.answers import Refusal, Response, problem
 from d8mesh.http.asgi import AsgiSend, Receive, Scope
 from d8mesh.http.guard import Rejections
 from d8mesh.http.server import Server, ServerThread
+from d8mesh.http.tls import TlsFiles, server_context
 
 PATIENCE_S = 20.0
 LARGE_BYTES = 150_000
@@ -34,7 +36,8 @@ class Noted(Rejections):
 class Served:
     """/wait waits until its caller leaves, /write never ends, /body tells what came, and so on."""
 
-    def __init__(self, admits: bool = True) -> None:
+    def __init__(self, admits: bool = True, tls: TlsFiles | None = None) -> None:
+        self.tls = tls
         self.refused = Noted()
         self.is_gone = threading.Event()
         self.waiting = threading.Semaphore(0)
@@ -44,6 +47,7 @@ class Served:
             lambda peer: admits,
             self.refused,
             self.told_of,
+            None if tls is None else server_context(tls),
         )
         #: path and Origin of what was refused
         self.places: list[tuple[str, str | None]] = []
@@ -116,7 +120,18 @@ class Served:
         return b"{}"
 
     def connect(self) -> socket.socket:
+        return self.secured(self.connect_plainly())
+
+    def connect_plainly(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
+
+    def secured(self, connection: socket.socket) -> socket.socket:
+        """Return what speaks TLS over it, if that is what is served."""
+        if self.tls is None:
+            return connection
+        context = ssl.create_default_context(cafile=str(self.tls.certificate))
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context.wrap_socket(connection, server_hostname="127.0.0.1")
 
     def say(self, *parts: bytes) -> bytes:
         """Send raw bytes; return all that comes until the connection is closed."""
@@ -137,8 +152,8 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(*, admits: bool = True) -> Iterator[Served]:
-    found = Served(admits)
+def served(*, admits: bool = True, tls: TlsFiles | None = None) -> Iterator[Served]:
+    found = Served(admits, tls)
     try:
         yield found
     finally:

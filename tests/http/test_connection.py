@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,14 +15,15 @@ from d8mesh.http import connection
 from d8mesh.http.connection import MAX_REQUESTS_AHEAD
 from d8mesh.http.heads import MAX_HEAD_BYTES
 from d8mesh.http.server import DEADLINES_LOOK_S
+from tests.http.certified import certified
 from tests.http.served import LARGE_BYTES, PATIENCE_S, Served, get, served
 
 POST = b"POST /body HTTP/1.1\r\nHost: h\r\nConnection: close\r\n"
 
 
-@pytest.fixture
-def here() -> Iterator[Served]:
-    with served() as found:
+@pytest.fixture(params=["http", "https"])
+def here(request: pytest.FixtureRequest) -> Iterator[Served]:
+    with served(tls=certified() if request.param == "https" else None) as found:
         yield found
 
 
@@ -336,7 +338,7 @@ def test_whoever_is_refused_and_sends_forever_is_closed(
     here: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "BODY_S", DEADLINES_LOOK_S)
-    with here.connect() as stays, contextlib.suppress(ConnectionError):
+    with here.connect() as stays, contextlib.suppress(ConnectionError, ssl.SSLError):
         stays.sendall(b"GET / HTTP/3.0\r\n\r\n")
         until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
@@ -402,11 +404,13 @@ def test_who_reads_slowly_gets_all_of_an_answer_before_the_body_has_come(
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         slow.settimeout(PATIENCE_S)
         slow.connect(("127.0.0.1", here.port))
-        slow.sendall(b"POST /large HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        reading = here.secured(slow)
+        reading.sendall(b"POST /large HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
         time.sleep(2 * DEADLINES_LOOK_S)
         answer = b""
-        while part := slow.recv(65_536):
+        while part := reading.recv(65_536):
             answer += part
+        reading.close()
     assert answer.count(b"x") >= LARGE_BYTES
 
 

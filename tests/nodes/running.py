@@ -11,9 +11,11 @@ from d8mesh.apps.demo import free_ports
 from d8mesh.config import Config
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, decode_to_worker, encode
+from d8mesh.edge.transport.keys import KeyPair
 from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.errors import JournalError, ProtocolError
 from d8mesh.nodes.broker import Broker, OpenStore, open_journal
+from tests.keyed import PEER, link_to
 
 S = "0123456789abcdef"
 PATIENCE_S = 20.0
@@ -51,8 +53,9 @@ class Running:
         self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive()
 
-    def link(self) -> DealerLink:
-        made = DealerLink(f"tcp://127.0.0.1:{self.broker.ready.port}")
+    def link(self, keys: KeyPair = PEER) -> DealerLink:
+        key = bytes.fromhex(self.broker.ready.server_key)
+        made = link_to(self.broker.ready.port, server_key=key, keys=keys)
         self.links.append(made)
         return made
 

@@ -12,7 +12,7 @@ import msgspec
 
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_broker, encode
-from d8mesh.edge.transport.sockets import RouterEndpoint
+from tests.keyed import endpoint_of, router_at
 from tests.nodes.mesh import PATIENCE_S
 
 S = "0123456789abcdef"
@@ -26,6 +26,7 @@ class ScriptedBroker:
 
     def __init__(self, port: int, broker_id: str = "scripted") -> None:
         self.port, self.broker_id = port, broker_id
+        self.endpoint = endpoint_of(port)
         self.heard: list[m.ToBroker] = []
         self.epoch = 1
         self._numbers = count(1)
@@ -34,7 +35,7 @@ class ScriptedBroker:
         self._bind()
 
     def _bind(self) -> None:
-        self._socket = RouterEndpoint("127.0.0.1", [self.port], is_admissible=lambda host: True)
+        self._socket = router_at(self.port)
 
     def close(self) -> None:
         self._socket.close()
@@ -114,7 +115,7 @@ class ScriptedBroker:
         return m.Work(self._seq, [group])
 
     def _take(self) -> None:
-        for peer, _, frame in self._socket.receive(64):
+        for (peer, *_), frame in self._socket.receive(64):
             assert frame is not None
             message = decode_to_broker(frame)
             if isinstance(message, m.WorkerHello):

@@ -57,7 +57,7 @@ def loop(request: pytest.FixtureRequest) -> Factory:
 
 
 def client_of(mesh: Mesh, port: int) -> AsyncClient:
-    return AsyncClient(endpoint=f"tcp://127.0.0.1:{port}", config=mesh.config())
+    return AsyncClient(endpoint=mesh.endpoint(port), config=mesh.config())
 
 
 def echoing(mesh: Mesh, port: int, *types: str) -> None:
@@ -435,7 +435,7 @@ def test_another_mesh_is_refused_and_said_to_who_waits(mesh: Mesh, loop: Factory
     config = Config(mesh="another", interfaces=("127.0.0.1",))
 
     async def program() -> None:
-        client = AsyncClient(endpoint=f"tcp://127.0.0.1:{port}", config=config)
+        client = AsyncClient(endpoint=mesh.endpoint(port), config=config)
         with pytest.raises(ForbiddenError, match="another"):
             await client.call("echo")
         with pytest.raises(ForbiddenError, match="another"):

@@ -16,9 +16,9 @@ from d8mesh import AsyncClient
 from d8mesh.config import Config
 from d8mesh.core.protocol.codec import encode
 from d8mesh.core.protocol.messages import Rehello, Stream, Welcome
-from d8mesh.edge.transport.sockets import RouterEndpoint
 from d8mesh.errors import BrokerUnavailableError, WaitTimeoutError
 from d8mesh.nodes.client.aio.watcher import WatchingThread, watcher_on
+from tests.keyed import endpoint_of, router_at
 from tests.nodes.loops import LOOPS, run, until
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in
 from tests.nodes.test_client import Door
@@ -51,7 +51,7 @@ def test_what_comes_in_during_a_turn_is_not_left_lying_until_something_else_come
     for clock in ("HELLO_S", "OPENING_S", "DOUBT_S"):  # nothing is to come by itself
         monkeypatch.setattr(f"d8mesh.core.client.session.{clock}", 1e6)
     for_ever_s = 1e6
-    router = RouterEndpoint("127.0.0.1", [0], is_admissible=lambda address: True)
+    router = router_at()
     task_id = f"{'v' * 16}-0"
     heard: list[bytes] = []
     peers: list[bytes] = []
@@ -61,11 +61,11 @@ def test_what_comes_in_during_a_turn_is_not_left_lying_until_something_else_come
             assert router.send(peers[0], encode(message))
 
     def greeted() -> bool:
-        peers.extend(peer for peer, _, _ in router.receive(9))
+        peers.extend(peer for (peer, *_), _ in router.receive(9))
         return bool(peers)
 
     async def program() -> None:
-        client = AsyncClient(endpoint=f"tcp://127.0.0.1:{router.port}", config=Config())
+        client = AsyncClient(endpoint=endpoint_of(router.port), config=Config())
 
         def hear(stream: Stream | None) -> None:
             assert stream is not None
@@ -94,7 +94,7 @@ def test_talks_side_by_side_do_not_stop(mesh: Mesh, loop: Factory) -> None:
     echoing(mesh, port)
 
     async def program() -> None:
-        async with AsyncClient(endpoint=f"tcp://127.0.0.1:{port}", config=mesh.config()) as client:
+        async with AsyncClient(endpoint=mesh.endpoint(port), config=mesh.config()) as client:
             await client.call("echo")
 
             async def talk() -> None:
@@ -166,7 +166,7 @@ def test_where_only_http_passes_the_session_goes_on_there_and_moves_up_later(
 ) -> None:
     port = mesh.broker()
     echoing(mesh, port)
-    door = Door(port)
+    door = Door(mesh, port)
 
     async def program() -> None:
         async with AsyncClient(door.url, config=mesh.config()) as client:
@@ -194,7 +194,7 @@ def test_a_wait_that_is_over_says_why(mesh: Mesh) -> None:
     port = free_port()
 
     async def program() -> None:
-        async with AsyncClient(endpoint=f"tcp://127.0.0.1:{port}", config=mesh.config()) as client:
+        async with AsyncClient(endpoint=mesh.endpoint(port), config=mesh.config()) as client:
             task = await client.submit("echo")
             for wait in (task.result(0.2), task.accepted(0.2), client.flush(0.2)):
                 with pytest.raises(WaitTimeoutError, match=rf"within 0\.2 s: never .*{port}"):
@@ -225,7 +225,7 @@ def test_a_wait_in_which_nothing_comes_is_spoken_of_once(
         return [each.message for each in caplog.records if "still.waiting" in each.message]
 
     async def program() -> None:
-        async with AsyncClient(endpoint=f"tcp://127.0.0.1:{port}", config=mesh.config()) as client:
+        async with AsyncClient(endpoint=mesh.endpoint(port), config=mesh.config()) as client:
             calls = [asyncio.create_task(client.call("nobody")) for _ in range(20)]
             await until(said)
             with pytest.raises(TimeoutError):

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -27,9 +26,7 @@ from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.codec import decode_to_worker, encode
 from d8mesh.core.protocol.messages import SUCCEEDED, Group, Results, Stream, Work, WorkerHello
 from d8mesh.doors.tunnel import Exchange, tunnel_door
-from d8mesh.doors.waiting import Places
 from d8mesh.edge.network import bind
-from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.errors import (
     BrokerUnavailableError,
     ConfigError,
@@ -59,6 +56,7 @@ from d8mesh.nodes.client.outputs import listen as listen_to
 from d8mesh.nodes.client.streams import Missed, StreamDeduplicator
 from d8mesh.nodes.reconnector.search import Search
 from tests.http.calls import LoopThread
+from tests.keyed import link_to
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 NOBODY = f"{'v' * 16}-0"
@@ -166,7 +164,7 @@ def test_a_result_that_is_no_object_is_a_failure(mesh: Mesh, rubbish: bytes) -> 
     """What a worker of somebody else's making may send."""
     port = mesh.broker()
     client = connected(mesh, port)
-    link = DealerLink(f"tcp://127.0.0.1:{port}")
+    link = link_to(port, server_key=mesh.key(port))
     said = WorkerHello(1, mesh.mesh, "foreign", "b", "t", "x", "h", 0, ["odd"], [], 1, 1, [], [])
     link.send(encode(said))
     task = client.submit("odd", {})
@@ -373,7 +371,7 @@ def test_options_out_of_range_are_refused_with_their_name(options: dict[str, Any
 def test_an_orchestrator_of_another_version_is_told_of_as_such(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d8mesh.core.broker.worker_sessions.VERSIONS", (2,))
+    monkeypatch.setattr("d8mesh.core.broker.hello_rules.VERSIONS", (2,))
     client = mesh.client(mesh.broker())
     with pytest.raises(VersionError, match="version 1: spoken here are 2"):
         client.ask("health", {}, timeout=PATIENCE_S)
@@ -651,7 +649,7 @@ def test_without_an_orchestrator_questions_end_and_submits_are_bounded() -> None
 def test_another_mesh_is_refused_and_said_to_who_waits(mesh: Mesh) -> None:
     port = mesh.broker()
     config = Config(mesh="another", interfaces=("127.0.0.1",))
-    with Client(endpoint=f"tcp://127.0.0.1:{port}", config=config) as client:
+    with Client(endpoint=mesh.endpoint(port), config=config) as client:
         with pytest.raises(ForbiddenError, match="another"):
             client.ask("health", {}, timeout=PATIENCE_S)
         with pytest.raises(ForbiddenError, match="another"):
@@ -738,8 +736,9 @@ def test_a_client_says_that_it_did_not_survive_a_fork(mesh: Mesh) -> None:
 class Door:
     """An orchestrator's REST port that names a broker port which is shut, until it opens."""
 
-    def __init__(self, port: int) -> None:
-        self.broker_port, self.shown_port = port, free_port()
+    def __init__(self, mesh: Mesh, port: int) -> None:
+        self.endpoint, self.shown_port = mesh.endpoint(port), free_port()
+        self.broker_port, self.server_key = port, mesh.key(port)
         self.posts = 0
         self.loop = LoopThread()
         self.loop.run(self._begin())
@@ -747,9 +746,8 @@ class Door:
         self.listener: socket.socket | None = None
 
     async def _begin(self) -> None:
-        self.exchange = Exchange(f"tcp://127.0.0.1:{self.broker_port}")
-        mesh: Any = SimpleNamespace(is_connected=True)
-        tunnel = tunnel_door(self.exchange, mesh, Places(1))
+        self.exchange = Exchange(self.endpoint)
+        tunnel = tunnel_door(self.exchange)
         health = HttpDoor(routes=[HttpRoute(rule="/health", call=self._health)])
         tunnel = replace(tunnel, before=self._count)
         application = Application([health, tunnel], Guard(), Rejections())
@@ -758,7 +756,7 @@ class Door:
         await self.server.start()
 
     async def _health(self, request: Request) -> Response:
-        return answer({"broker_port": self.shown_port})
+        return answer({"broker_port": self.shown_port, "server_key": self.server_key.hex()})
 
     async def _count(self, request: Request) -> None:
         self.posts += 1
@@ -797,7 +795,7 @@ def test_where_only_http_passes_the_session_goes_on_there_and_moves_up_later(
 ) -> None:
     port = mesh.broker()
     echoing(mesh, port)
-    door = Door(port)
+    door = Door(mesh, port)
     try:
         with Client(door.url, config=mesh.config()) as client:
             assert client.wait_connected(PATIENCE_S)

@@ -31,6 +31,7 @@ from d8mesh.errors import (
 from d8mesh.nodes.client import Client, closing, wait
 from d8mesh.nodes.client.completion_waiters import MAX_PENDING_TASKS
 from d8mesh.nodes.client.outputs import listen
+from tests.keyed import endpoint_of
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 ID = r"[0-9a-v]{16}-\d+"
@@ -44,7 +45,7 @@ def mesh(tmp_path: Path) -> Iterator[Mesh]:
 
 def new_client(mesh: Mesh, port: int) -> Client:
     """A client that the mesh does not close."""
-    return Client(endpoint=f"tcp://127.0.0.1:{port}", config=mesh.config())
+    return Client(endpoint=mesh.endpoint(port), config=mesh.config())
 
 
 def pending(mesh: Mesh, port: int) -> int:
@@ -155,7 +156,7 @@ def test_who_leaves_by_ctrl_c_is_not_held_up() -> None:
 def test_another_mesh_is_not_waited_for(mesh: Mesh) -> None:
     port = mesh.broker()
     config = Config(mesh="another", interfaces=("127.0.0.1",))
-    client = Client(endpoint=f"tcp://127.0.0.1:{port}", config=config)
+    client = Client(endpoint=mesh.endpoint(port), config=config)
     client.submit("nobody", {})
     with pytest.raises(NotAcknowledgedError, match="'another'"):
         client.close(PATIENCE_S)
@@ -331,7 +332,7 @@ def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 OPEN = """
     config = Config(mesh=sys.argv[2], interfaces=("127.0.0.1",))
-    client = Client(endpoint=f"tcp://127.0.0.1:{sys.argv[1]}", config=config)
+    client = Client(endpoint=sys.argv[1], config=config)
 """
 
 
@@ -353,7 +354,7 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
 )
 def test_a_program_that_just_ends_has_its_task_on_the_disk(mesh: Mesh, end: str) -> None:
     port = mesh.broker()
-    done = run(f"{OPEN}\n    {end}", port, mesh.mesh)
+    done = run(f"{OPEN}\n    {end}", mesh.endpoint(port), mesh.mesh)
     assert (done.returncode, said(done)) == (0, "")
     assert pending(mesh, port) == 1
 
@@ -365,7 +366,7 @@ def test_a_program_that_ends_without_an_orchestrator_says_so() -> None:
     {OPEN.strip()}
     print(client.submit("nobody", {{}}).id)
     """
-    done = run(program, free_port(), "m")
+    done = run(program, endpoint_of(free_port()), "m")
     assert done.returncode == 0
     first, second = done.stderr.splitlines()
     assert first.startswith("d8mesh: waiting up to 1 s for the acknowledgement of 1 task")
@@ -388,7 +389,7 @@ def test_a_forked_child_leaves_its_parents_tasks_alone(mesh: Mesh) -> None:
             sys.exit(7)
         print(os.waitstatus_to_exitcode(os.wait()[1]))
     """
-    done = run(program, port, mesh.mesh)
+    done = run(program, mesh.endpoint(port), mesh.mesh)
     assert (done.returncode, done.stdout.strip(), said(done)) == (0, "7", "")
     assert pending(mesh, port) == 1
 
@@ -405,6 +406,6 @@ def test_a_child_of_multiprocessing_that_ends_has_its_task_on_the_disk(mesh: Mes
     child.start()
     child.join()
     """
-    done = run(program, port, mesh.mesh)
+    done = run(program, mesh.endpoint(port), mesh.mesh)
     assert (done.returncode, said(done)) == (0, "")
     assert pending(mesh, port) == 1

@@ -146,7 +146,7 @@ def test_calls_go_where_the_client_is_now(mesh: Mesh) -> None:
     Counted(mesh, there)
     client = connected(mesh, here)
     client.call("count", {"n": 1}, timeout=PATIENCE_S)
-    route = Route(f"tcp://127.0.0.1:{there}")
+    route = Route.given(mesh.endpoint(there))
     group = Group("count", 5, [msgspec.msgpack.encode({"n": 2})])
     assert client.node.direct_calls.call(route, group, PATIENCE_S) is not None
     (line,) = lines_of(client)
@@ -164,7 +164,7 @@ def test_another_orchestrator_in_place_of_the_first_serves_on(
     first = line.broker_id
     mesh.stop_broker(*mesh.brokers[-1])
     until(lambda: not client.node.session.is_up)
-    mesh.broker("other", port=port)
+    mesh.broker("other", port=port, keys_of="o")
     assert client.wait_connected(PATIENCE_S)
     assert client.call("count", {"n": 2}, timeout=PATIENCE_S)["output"] == {"n": 2}
     assert lines_of(client) == [line]

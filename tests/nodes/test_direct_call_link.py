@@ -28,12 +28,12 @@ from d8mesh.core.protocol.messages import (
     Watch,
     Welcome,
 )
-from d8mesh.core.protocol.route import Route
 from d8mesh.edge.transport.connector import Connector
-from d8mesh.edge.transport.sockets import RouterEndpoint, SharedContext
+from d8mesh.edge.transport.sockets import SharedContext
 from d8mesh.errors import WaitTimeoutError
 from d8mesh.nodes.client import direct_call
 from d8mesh.nodes.client.direct_call import DirectCall, DirectCallLostError
+from tests.keyed import PEER, route_to, router_at
 from tests.nodes.mesh import PATIENCE_S
 
 NAME: Final = "0123456789abcdef"
@@ -47,8 +47,8 @@ class Orchestrator:
     """Says what it is told to, and nothing else."""
 
     def __init__(self) -> None:
-        self._router = RouterEndpoint("127.0.0.1", [0], is_admissible=lambda address: True)
-        self.endpoint = f"tcp://127.0.0.1:{self._router.port}"
+        self._router = router_at()
+        self.route = route_to(self._router.port)
         self._peer = b""
         self._is_there = True
 
@@ -57,7 +57,7 @@ class Orchestrator:
         for kind in kinds:
             while True:
                 assert self._router.socket.poll(int(PATIENCE_S * 1000))
-                ((self._peer, _, frame),) = self._router.receive(1)
+                (((self._peer, *_), frame),) = self._router.receive(1)
                 if isinstance(decode_to_broker(frame or b""), kind):
                     break
 
@@ -74,7 +74,7 @@ class Orchestrator:
         """Be gone for a moment, and know nothing then."""
         port = self._router.port
         self._router.close()
-        self._router = RouterEndpoint("127.0.0.1", [port], is_admissible=lambda address: True)
+        self._router = router_at(port)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def orchestrator() -> Iterator[Orchestrator]:
 def line(orchestrator: Orchestrator) -> Iterator[DirectCall]:
     shared = SharedContext()
     session = ClientSession(NAME, "m", "host")
-    line = DirectCall(Route(orchestrator.endpoint), session, Connector(shared=shared))
+    line = DirectCall(orchestrator.route, session, Connector(shared=shared, keys=PEER))
     try:
         yield line
     finally:

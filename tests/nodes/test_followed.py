@@ -77,7 +77,7 @@ def in_mesh(folder: Path, program: Program, **handlers: Callable[..., object]) -
 
 
 async def _with_node(mesh: Mesh, port: int, program: Program) -> None:
-    node = AsyncNode(mesh.config(), endpoint=f"tcp://127.0.0.1:{port}", url=None)
+    node = AsyncNode(mesh.config(), endpoint=mesh.endpoint(port), url=None)
     try:
         await program(node)
     finally:

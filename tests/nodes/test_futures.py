@@ -456,10 +456,12 @@ def test_what_was_dropped_before_the_client_is_closed_is_cancelled(mesh: Mesh, p
 class Health:
     """A REST port that does no more than name the broker's: what ORCHESTRATOR_URL needs."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, server_key: bytes) -> None:
+        told = {"broker_port": port, "server_key": server_key.hex()}
+
         def application(environ: Any, start_response: Any) -> Any:
             assert Request(environ).path == "/health"
-            return Response(json.dumps({"broker_port": port}))(environ, start_response)
+            return Response(json.dumps(told))(environ, start_response)
 
         self.http = make_server("127.0.0.1", 0, application, threaded=True)
         self.url = f"http://127.0.0.1:{self.http.server_port}"
@@ -477,7 +479,7 @@ def environment(
     mesh: Mesh, port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[None]:
     """The settings of this process lead to the mesh."""
-    health = Health(port)
+    health = Health(port, mesh.key(port))
     monkeypatch.setenv("ORCHESTRATOR_URL", health.url)
     monkeypatch.setenv("D8_MESH", mesh.mesh)
     monkeypatch.setenv("D8_INTERFACES", "127.0.0.1")

@@ -13,7 +13,6 @@ import zmq
 from d8mesh.config import Config
 from d8mesh.core.protocol.codec import encode
 from d8mesh.core.protocol.messages import Beat, Welcome, Work, WorkGroup
-from d8mesh.core.protocol.route import Route
 from d8mesh.core.worker.broker_session import Profile
 from d8mesh.core.worker.session import WorkerSession
 from d8mesh.edge.identity import Identity
@@ -21,6 +20,7 @@ from d8mesh.edge.transport.sockets import DealerLink, RouterEndpoint, Waker
 from d8mesh.nodes.worker.orchestrators import Orchestrators
 from d8mesh.nodes.worker.runner import WorkerRunner
 from d8mesh.nodes.worker.slots import Bell, Slots
+from tests.keyed import PEER, link_to, route_to, router_at
 from tests.nodes.mesh import PATIENCE_S
 
 PATIENCE_MS = int(PATIENCE_S * 1000)
@@ -30,7 +30,7 @@ WORK = Work(1, [WorkGroup("echo", 5.0, False, ["0123456789abcdef-0"], [bytes(16)
 
 @pytest.fixture
 def router() -> Iterator[RouterEndpoint]:
-    router = RouterEndpoint("127.0.0.1", [0], is_admissible=lambda address: True)
+    router = router_at()
     try:
         yield router
     finally:
@@ -55,7 +55,7 @@ def runner(tmp_path: Path) -> Iterator[WorkerRunner]:
     runner = WorkerRunner(
         WorkerSession(profile, []),
         slots=Slots(1, {}, identity.worker_id, Bell(waker)),
-        orchestrators=Orchestrators(Config(data_dir=str(tmp_path)), wake=waker.wake),
+        orchestrators=Orchestrators(Config(data_dir=str(tmp_path)), keys=PEER, wake=waker.wake),
         identity=identity,
         waker=waker,
         addresses=frozenset,
@@ -69,7 +69,7 @@ def runner(tmp_path: Path) -> Iterator[WorkerRunner]:
 def greeting_of(router: RouterEndpoint) -> bytes:
     """Return who says HELLO next."""
     assert router.socket.poll(PATIENCE_MS)
-    ((peer, _, _),) = router.receive(1)
+    (((peer, *_), _),) = router.receive(1)
     return peer
 
 
@@ -79,9 +79,9 @@ def test_a_link_that_another_retires_is_not_read_in_the_same_turn(
     session = runner.session
     links: dict[str, DealerLink] = {}
     peers: dict[str, bytes] = {}
-    route = Route(f"tcp://127.0.0.1:{router.port}")
+    route = route_to(router.port)
     for key in ("first", "second"):
-        links[key] = DealerLink(route.endpoint)
+        links[key] = link_to(router.port)
         runner._connect(key, links[key], route, time.monotonic())
         peers[key] = greeting_of(router)
 

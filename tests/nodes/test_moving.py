@@ -13,10 +13,12 @@ import pytest
 from d8mesh.config import Config
 from d8mesh.core.protocol.announcement import NodeKind, Sighting
 from d8mesh.core.protocol.route import KnownBroker
-from d8mesh.edge.transport.connector import Connection, Connector
+from d8mesh.edge.transport.connector import Connector
+from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import Search
 from d8mesh.nodes.worker.orchestrators import Orchestrators
+from tests.keyed import PEER, SERVER
 from tests.nodes.mesh import PATIENCE_S, mesh_in, until
 
 HEARD = Sighting(
@@ -28,6 +30,7 @@ HEARD = Sighting(
     port=0,
     web_port=None,
     version="0.1.0",
+    server_key=SERVER.public,
 )
 
 
@@ -45,7 +48,7 @@ def port_of(server: socket.socket) -> int:
 
 def test_a_worker_asks_whether_it_has_moved_and_stays_if_it_has_not(tmp_path: Path) -> None:
     old, new = listening(), listening()
-    around = Orchestrators(Config(data_dir=str(tmp_path)), wake=lambda: None)
+    around = Orchestrators(Config(data_dir=str(tmp_path)), keys=PEER, wake=lambda: None)
     try:
         around.told(replace(HEARD, port=port_of(old)).broker)
         until(lambda: len(around.links) == 1)
@@ -64,7 +67,7 @@ def test_a_worker_asks_whether_it_has_moved_and_stays_if_it_has_not(tmp_path: Pa
 
 def test_a_client_goes_where_it_has_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Callable[[Sighting], None]] = []
-    made: list[Connection] = []
+    made: list[DealerLink] = []
 
     class Silent:
         def __init__(self, **given: object) -> None:
@@ -80,7 +83,7 @@ def test_a_client_goes_where_it_has_moved(tmp_path: Path, monkeypatch: pytest.Mo
     old = listening()
     port = port_of(old)
     new = listening("127.0.0.2", port)
-    reconnector = Reconnector(Search(Config(data_dir=str(tmp_path))), Connector())
+    reconnector = Reconnector(Search(Config(data_dir=str(tmp_path))), Connector(keys=PEER))
 
     def links() -> int:
         link = reconnector.take()
@@ -106,9 +109,9 @@ def test_where_an_orchestrator_was_is_left_alone_while_another_that_is_joined_an
     tmp_path: Path,
 ) -> None:
     with listening() as server:
-        old = KnownBroker("orch-old", ("127.0.0.1",), port_of(server), None)
+        old = KnownBroker("orch-old", ("127.0.0.1",), port_of(server), None, SERVER.public)
         config = Config(data_dir=str(tmp_path))
-        around = Orchestrators(config, known=[old], wake=lambda: None)
+        around = Orchestrators(config, known=[old], keys=PEER, wake=lambda: None)
         try:
             until(lambda: around.links)
             _, link, route = around.links.popleft()

@@ -14,6 +14,7 @@ from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.edge import address_file
 from d8mesh.nodes.client import Client, runner
 from d8mesh.nodes.worker import Worker
+from tests.keyed import SERVER
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 #: Where `Mesh.config` has its data folder, seen from where its brokers' journals lie.
@@ -74,6 +75,13 @@ def test_what_was_written_goes_with_a_clean_end_and_names_the_mesh(
     assert address_file.read(tmp_path / "data", mesh.mesh) is None
 
 
+def write_address(folder: Path, stranger: socket.socket, mesh: Mesh) -> None:
+    """Write down that an orchestrator is where a stranger listens."""
+    port = stranger.getsockname()[1]
+    old = KnownBroker("orch-gone", ("127.0.0.1",), port, None, SERVER.public)
+    address_file.write(folder / ORCHESTRATOR, old, mesh.mesh)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="multicast on loopback")
 def test_an_address_that_is_out_of_date_harms_nobody(
     mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -82,8 +90,7 @@ def test_an_address_that_is_out_of_date_harms_nobody(
     monkeypatch.setattr(session, "OPENING_S", 2 * PATIENCE_S)  # who is heard ends it
     monkeypatch.setattr(runner, "CUT_S", 2 * PATIENCE_S)
     with socket.create_server(("127.0.0.1", 0)) as stranger:
-        old = KnownBroker("orch-gone", ("127.0.0.1",), stranger.getsockname()[1], None)
-        address_file.write(tmp_path / ORCHESTRATOR, old, mesh.mesh)
+        write_address(tmp_path, stranger, mesh)
         with Client(config=mesh.config()) as client:
             until(lambda: client.node.reconnector.search.unproven)
             mesh.broker(is_announced=True)  # and writes elsewhere
@@ -96,8 +103,7 @@ def test_an_address_that_is_out_of_date_harms_nobody(
 
 def test_an_address_that_led_nowhere_is_left_alone_for_a_while(mesh: Mesh, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
-        old = KnownBroker("orch-gone", ("127.0.0.1",), stranger.getsockname()[1], None)
-        address_file.write(tmp_path / ORCHESTRATOR, old, mesh.mesh)
+        write_address(tmp_path, stranger, mesh)
         client = deaf(mesh)
         reconnector = client.node.reconnector
         until(lambda: reconnector.search.unproven)

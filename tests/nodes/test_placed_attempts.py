@@ -16,6 +16,7 @@ from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.errors import BackendUnavailableError, TaskFailedError
 from d8mesh.handlers import TaskContext
 from d8mesh.nodes.worker import Worker, placed_threads, slots
+from tests.keyed import SERVER
 from tests.nodes import process_handlers
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 from tests.nodes.scripted_broker import ScriptedBroker
@@ -66,7 +67,7 @@ class Gate:
 
 
 def test_many_run_beside_one_slot_and_know_where(mesh: Mesh, broker: ScriptedBroker) -> None:
-    worker, gate = mesh.worker(broker.port, slots=1), Gate()
+    worker, gate = mesh.worker(broker.endpoint, slots=1), Gate()
     worker.register("chat", gate)
     worker.register("echo", lambda data, context: [data["x"], context.placement])
     begin(mesh, worker, broker)
@@ -87,7 +88,7 @@ def test_many_run_beside_one_slot_and_know_where(mesh: Mesh, broker: ScriptedBro
 
 
 def test_a_cancelled_one_ends_and_nothing_is_told_of_it(mesh: Mesh, broker: ScriptedBroker) -> None:
-    worker, gate = mesh.worker(broker.port), Gate()
+    worker, gate = mesh.worker(broker.endpoint), Gate()
     worker.register("chat", gate)
     begin(mesh, worker, broker)
     task = broker.hand_out("chat", placement=SPOT)
@@ -101,7 +102,7 @@ def test_a_cancelled_one_ends_and_nothing_is_told_of_it(mesh: Mesh, broker: Scri
 
 
 def test_its_partial_output_reaches_who_listens(mesh: Mesh, broker: ScriptedBroker) -> None:
-    worker, gate = mesh.worker(broker.port), Gate()
+    worker, gate = mesh.worker(broker.endpoint), Gate()
 
     def talk(data: dict[str, Any], context: TaskContext) -> str:
         context.emit("one")
@@ -124,7 +125,7 @@ def test_its_partial_output_reaches_who_listens(mesh: Mesh, broker: ScriptedBrok
 def test_one_past_its_time_fails_is_shown_and_leaves_the_slots_alone(
     mesh: Mesh, broker: ScriptedBroker
 ) -> None:
-    worker, go = mesh.worker(broker.port, slots=1), threading.Event()
+    worker, go = mesh.worker(broker.endpoint, slots=1), threading.Event()
     shown: list[str] = []
     worker.show_failures(shown.append)
 
@@ -146,7 +147,7 @@ def test_one_past_its_time_fails_is_shown_and_leaves_the_slots_alone(
 def test_a_handler_that_fails_is_a_failure_with_its_traceback(
     mesh: Mesh, broker: ScriptedBroker
 ) -> None:
-    worker = mesh.worker(broker.port)
+    worker = mesh.worker(broker.endpoint)
 
     def broken(data: dict[str, Any]) -> None:
         raise ZeroDivisionError("by nought")
@@ -163,7 +164,7 @@ def test_what_its_service_cannot_do_now_comes_back_at_once(
     mesh: Mesh, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slots, "BUSY_PAUSE_S", 4 * PATIENCE_S)
-    worker = mesh.worker(broker.port, slots=1)
+    worker = mesh.worker(broker.endpoint, slots=1)
 
     def busy(data: dict[str, Any]) -> None:
         raise BackendUnavailableError("HTTP 503")
@@ -182,7 +183,7 @@ def test_what_its_service_cannot_do_now_comes_back_at_once(
 def test_that_a_model_is_paused_is_told_before_what_failed_there(
     mesh: Mesh, broker: ScriptedBroker
 ) -> None:
-    worker = mesh.worker(broker.port)
+    worker = mesh.worker(broker.endpoint)
     worker.offer_services(["chat"], [SERVICE])
 
     def fails(data: dict[str, Any]) -> None:
@@ -204,7 +205,7 @@ def test_that_a_model_is_paused_is_told_before_what_failed_there(
 def test_services_are_told_when_they_change_and_after_a_restart_with_what_runs(
     mesh: Mesh, broker: ScriptedBroker
 ) -> None:
-    worker, gate = mesh.worker(broker.port), Gate()
+    worker, gate = mesh.worker(broker.endpoint), Gate()
     worker.register("chat", gate)
     begin(mesh, worker, broker)
     worker.offer_services(["chat"], [SERVICE])
@@ -227,7 +228,7 @@ def test_services_are_told_when_they_change_and_after_a_restart_with_what_runs(
 def test_a_drain_lets_it_end_and_gives_what_comes_meanwhile_back(
     mesh: Mesh, broker: ScriptedBroker
 ) -> None:
-    worker, gate = mesh.worker(broker.port), Gate()
+    worker, gate = mesh.worker(broker.endpoint), Gate()
     worker.offer_services(["chat"], [SERVICE])
     worker.register("chat", gate)
     begin(mesh, worker, broker)
@@ -251,7 +252,7 @@ def test_what_no_thread_is_left_for_waits_and_goes_back_in_a_drain(
     mesh: Mesh, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(placed_threads, "MAX_PLACED_THREADS", 2)
-    worker, gate = mesh.worker(broker.port), Gate()
+    worker, gate = mesh.worker(broker.endpoint), Gate()
     worker.register("chat", gate)
     begin(mesh, worker, broker)
     ids = [broker.hand_out("chat", placement=SPOT) for _ in range(4)]
@@ -274,11 +275,11 @@ def test_what_no_thread_is_left_for_waits_and_goes_back_in_a_drain(
 
 def test_two_orchestrators_place_at_one_worker_at_once(mesh: Mesh, broker: ScriptedBroker) -> None:
     with closing(ScriptedBroker(free_port(), "other")) as other:
-        worker, gate = mesh.worker(broker.port, slots=1), Gate()
+        worker, gate = mesh.worker(broker.endpoint, slots=1), Gate()
         worker.offer_services(["chat"], [SERVICE])
         worker.register("chat", gate)
         begin(mesh, worker, broker)
-        known = KnownBroker("other", ("127.0.0.1",), other.port, None)
+        known = KnownBroker("other", ("127.0.0.1",), other.port, None, SERVER.public)
         worker._runner._orchestrators.told(known)  # type: ignore[union-attr]
         other.until(m.WorkerHello)
         for each in (broker, other):
@@ -298,7 +299,7 @@ def test_two_orchestrators_place_at_one_worker_at_once(mesh: Mesh, broker: Scrip
 def test_a_process_handler_knows_where_it_runs_and_is_killed_when_it_is_cancelled(
     mesh: Mesh, broker: ScriptedBroker
 ) -> None:
-    worker = mesh.worker(broker.port, slots=1)
+    worker = mesh.worker(broker.endpoint, slots=1)
     worker.register("where", process_handlers.where_placed, process=True)
     worker.register("sleep", process_handlers.hang, process=True)
     begin(mesh, worker, broker)
@@ -316,7 +317,7 @@ def test_a_process_handler_knows_where_it_runs_and_is_killed_when_it_is_cancelle
 def test_a_model_is_loaded_ahead_off_the_io_thread_one_at_a_time_for_each_service(
     mesh: Mesh, broker: ScriptedBroker
 ) -> None:
-    worker, begun, go = mesh.worker(broker.port), threading.Semaphore(0), threading.Event()
+    worker, begun, go = mesh.worker(broker.endpoint), threading.Semaphore(0), threading.Event()
     loaded: list[m.Placement] = []
 
     def load(placement: m.Placement) -> None:
@@ -347,7 +348,7 @@ def test_threads_that_have_nothing_to_do_end(
     mesh: Mesh, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(placed_threads, "IDLE_THREAD_S", 0.2)
-    worker = mesh.worker(broker.port)
+    worker = mesh.worker(broker.endpoint)
     worker.register("who", lambda data: threading.current_thread().name)
     begin(mesh, worker, broker)
     for _ in range(3):
@@ -362,7 +363,7 @@ def test_threads_that_have_nothing_to_do_end(
 def test_what_the_machine_has_no_thread_for_goes_back(
     mesh: Mesh, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = mesh.worker(broker.port)
+    worker = mesh.worker(broker.endpoint)
     worker.register("chat", lambda data: "done")
     begin(mesh, worker, broker)
     start = threading.Thread.start
@@ -384,7 +385,7 @@ def test_what_the_machine_has_no_thread_for_goes_back(
 def test_an_older_orchestrator_that_knows_no_services_is_served_as_before(
     mesh: Mesh, broker: ScriptedBroker
 ) -> None:
-    worker = mesh.worker(broker.port)
+    worker = mesh.worker(broker.endpoint)
     worker.register("chat", lambda data, context: str(context.placement))
     worker.offer_services(["chat"], [SERVICE])
     worker.start()

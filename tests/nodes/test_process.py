@@ -156,7 +156,7 @@ def test_a_process_and_its_own_end_with_a_worker_that_is_killed(
         from tests.nodes import process_handlers
 
         config = Config(mesh={mesh.mesh!r}, interfaces=("no-mdns",), data_dir={str(tmp_path)!r})
-        worker = Worker("tcp://127.0.0.1:{port}", config=config, slots=1)
+        worker = Worker("{mesh.endpoint(port)}", config=config, slots=1)
         worker.register("crowd", process_handlers.crowd, process=True)
         worker.start()
         worker.wait_joined(60)

@@ -20,6 +20,7 @@ from d8mesh.core.broker import admission
 from d8mesh.errors import BrokerUnavailableError, QueueFullError, WaitTimeoutError
 from d8mesh.nodes.client import Client, completion_waiters, direct_call, outputs
 from d8mesh.program import command_name
+from tests.keyed import endpoint_of
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 
@@ -54,7 +55,7 @@ def why(wait: Callable[[], object], error: type[Exception] = WaitTimeoutError) -
 
 def test_an_endpoint_that_refuses_is_named(stack: ExitStack) -> None:
     port = free_port()
-    client = away(stack, endpoint=f"tcp://127.0.0.1:{port}")
+    client = away(stack, endpoint=endpoint_of(port))
     waits: list[Callable[[], object]] = [
         lambda: client.submit("echo", {}).result(0.3),
         lambda: client.submit("echo", {}).wait_accepted(0.3),
@@ -93,8 +94,15 @@ def test_a_host_that_does_not_exist_is_said_so(stack: ExitStack) -> None:
 def test_what_listens_but_is_no_orchestrator_is_said_so(stack: ExitStack) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        client = away(stack, endpoint=f"tcp://127.0.0.1:{port}")
+        client = away(stack, endpoint=endpoint_of(port))
         assert f"{port}: it takes connections, but no orchestrator answers" in client.trouble
+
+
+def test_an_endpoint_whose_key_nobody_tells_is_said_so(stack: ExitStack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        client = away(stack, endpoint=place, config=Config(web_port=free_port()))
+        assert f"{place}: the public key of the orchestrator there is not" in client.trouble
 
 
 def test_who_hears_nothing_is_told_where_it_listened(stack: ExitStack) -> None:
@@ -112,14 +120,14 @@ def test_other_meshes_that_are_heard_are_named(mesh: Mesh, stack: ExitStack) -> 
 
 
 def test_another_mesh_at_the_endpoint_is_the_reason(mesh: Mesh, stack: ExitStack) -> None:
-    client = away(stack, endpoint=f"tcp://127.0.0.1:{mesh.broker()}")
+    client = away(stack, endpoint=mesh.endpoint(mesh.broker()))
     until(lambda: client.node.runner.fatal)
     assert client.trouble == f"this is mesh {mesh.mesh!r}, not 'nobody-here'"
 
 
 def test_an_orchestrator_that_has_gone_is_said_to_be_lost(mesh: Mesh, stack: ExitStack) -> None:
     port = mesh.broker()
-    client = away(stack, endpoint=f"tcp://127.0.0.1:{port}", config=mesh.config())
+    client = away(stack, endpoint=mesh.endpoint(port), config=mesh.config())
     assert client.wait_connected(PATIENCE_S)
     assert client.trouble == ""
     mesh.stop_broker(*mesh.brokers[0])
@@ -168,7 +176,7 @@ def test_a_full_queue_is_the_reason(
 ) -> None:
     monkeypatch.setitem(admission._RETRY_S, QueueFullError, PATIENCE_S)  # no try in between
     port = mesh.broker(queue_size=2)
-    client = away(stack, endpoint=f"tcp://127.0.0.1:{port}", config=mesh.config())
+    client = away(stack, endpoint=mesh.endpoint(port), config=mesh.config())
     client.submit_many("nobody", [{}] * 2)
     task = client.submit("nobody", {})
     until(lambda: client.node.session.paused_for)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import socket
-import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -16,44 +14,21 @@ from typing import Any
 import pytest
 
 from d8mesh.config import Config
+from d8mesh.core.protocol.membership import fingerprint
 from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge import address_file
-from d8mesh.edge.transport.connector import Connection, Connector
+from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import DealerLink
-from d8mesh.edge.transport.tunnel import ExchangeLink
-from d8mesh.errors import BrokerUnavailableError, ConfigError
+from d8mesh.errors import ConfigError
 from d8mesh.nodes.reconnector import reconnector
 from d8mesh.nodes.reconnector import search as searching
+from d8mesh.nodes.reconnector.known_brokers import MAX_BROKERS, MAX_PORTS, KnownBrokers
 from d8mesh.nodes.reconnector.reconnector import Reconnector
-from d8mesh.nodes.reconnector.search import (
-    MAX_BROKERS,
-    MAX_PORTS,
-    KnownBrokers,
-    Search,
-    checked,
-    find_route,
-    find_route_by_url,
-)
+from d8mesh.nodes.reconnector.search import Search, checked, find_route
+from d8mesh.nodes.reconnector.trust import OrchestratorTrust
+from tests.keyed import PEER, SERVER, endpoint_of, route_to
+from tests.nodes.health_page import HealthPage, health_page
 from tests.nodes.mesh import PATIENCE_S, free_port, until
-
-
-class _Health(http.server.BaseHTTPRequestHandler):
-    body: bytes = b""
-    proof: str | None = None
-
-    def do_GET(self) -> None:
-        type(self).proof = self.headers["Authorization"]
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.body)))
-        self.end_headers()
-        self.wfile.write(self.body)
-
-    def do_POST(self) -> None:
-        """Stand for an exchange that answers nothing."""
-        self.send_error(503)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Stay quiet."""
 
 
 @pytest.fixture(autouse=True)
@@ -70,14 +45,8 @@ def listener() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def health() -> Iterator[tuple[str, int]]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Health)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    port = int(server.server_address[1])
-    yield f"http://127.0.0.1:{port}", port
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with health_page() as page:
+        yield page
 
 
 def port_of(server: socket.socket) -> int:
@@ -85,25 +54,30 @@ def port_of(server: socket.socket) -> int:
 
 
 def on_loopback(port: int, web_port: int | None = None, broker_id: str = "b") -> KnownBroker:
-    return KnownBroker(broker_id, ("127.0.0.1",), port, web_port)
+    return KnownBroker(broker_id, ("127.0.0.1",), port, web_port, SERVER.public)
 
 
 def config_in(folder: Path) -> Config:
     return Config(mesh="m", data_dir=str(folder), interfaces=("no-mdns",))
 
 
+def known_in(folder: Path) -> KnownBrokers:
+    return KnownBrokers(OrchestratorTrust(config_in(folder), None))
+
+
 class Made:
     """What a reconnector has made, and how often it woke who takes it."""
 
     def __init__(self, search: Search) -> None:
-        self.links: deque[tuple[str, Connection, Route]] = deque()
+        self.links: deque[tuple[str, DealerLink, Route]] = deque()
         self.wakes = 0
-        self.reconnector = Reconnector(search, Connector(self._wake), links=self.links, key="k")
+        connector = Connector(self._wake, keys=PEER)
+        self.reconnector = Reconnector(search, connector, links=self.links, key="k")
 
     def _wake(self) -> None:
         self.wakes += 1
 
-    def next(self) -> tuple[Connection, Route]:
+    def next(self) -> tuple[DealerLink, Route]:
         until(lambda: self.links)
         key, link, route = self.links.popleft()
         assert key == "k"
@@ -136,51 +110,33 @@ def test_zeromq_is_the_route_while_its_port_lets_us_through(
     assert find_route(on_loopback(free_port())) is None
 
 
-def test_a_url_leads_to_the_broker_that_its_health_names(
-    listener: socket.socket, health: tuple[str, int]
+def test_a_url_leads_to_the_broker_beside_it_or_through_itself(
+    tmp_path: Path, listener: socket.socket, health: tuple[str, int]
 ) -> None:
-    url, broker_port = health[0], port_of(listener)
-    _Health.body = json.dumps({"broker_port": broker_port, "broker_id": "b"}).encode()
-    assert find_route_by_url(url) == Route(f"tcp://127.0.0.1:{broker_port}", "b")
-    _Health.body = json.dumps({"broker_port": free_port()}).encode()
-    assert find_route_by_url(url) == Route(url)
+    search = Search(config_in(tmp_path), given=health[0])
+    told = {"broker_id": "b", "server_key": SERVER.public.hex()}
+    HealthPage.body = json.dumps(told | {"broker_port": port_of(listener)}).encode()
+    assert search.find() == route_to(port_of(listener), "b")
+    HealthPage.body = json.dumps(told | {"broker_port": free_port()}).encode()
+    assert search.find() == Route(health[0], "b", SERVER.public, is_given=True)
+    search.trust.welcomed(PEER.public, "another")
+    assert search.find() is None, "a URL is a hint, as any address"
+    assert f"{health[0]}: b at 127.0.0.1 port" in search.trouble(None)
+    assert fingerprint(SERVER.public) in search.trouble(None)
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"[" * 60_000, b'{"broker_port": "x"}'])
-def test_what_is_no_orchestrator_is_said_so(body: bytes, health: tuple[str, int]) -> None:
-    _Health.body = body
-    with pytest.raises(BrokerUnavailableError, match="orchestrator"):
-        find_route_by_url(health[0])
-
-
-def test_an_orchestrator_with_a_key_is_given_ours(
-    listener: socket.socket, health: tuple[str, int]
+def test_a_url_where_no_orchestrator_answers_leads_nowhere(
+    tmp_path: Path, health: tuple[str, int]
 ) -> None:
-    url, broker_port = health[0], port_of(listener)
-    _Health.body = json.dumps({"broker_port": broker_port}).encode()
-    find_route_by_url(url, key="0123456789abcdef")
-    assert _Health.proof == "Bearer 0123456789abcdef"
-    find_route_by_url(url)
-    assert _Health.proof is None
+    search = Search(config_in(tmp_path), given=health[0])
+    assert search.find() is None
+    assert "is no orchestrator" in search.trouble(None)
 
 
-def test_a_key_that_is_missing_or_another_is_said_so(health: tuple[str, int]) -> None:
-    _Health.body = b'{"error": "this mesh has a key", "code": "access.token"}'
-    with pytest.raises(BrokerUnavailableError, match="has a D8_MESH_KEY, set it here too"):
-        find_route_by_url(health[0])
-    with pytest.raises(BrokerUnavailableError, match="another D8_MESH_KEY than this") as caught:
-        find_route_by_url(health[0], key="0123456789abcdef")
-    assert "0123456789abcdef" not in str(caught.value)
-
-
-def test_a_url_where_nobody_answers_or_can_is_said_so() -> None:
-    for port in (free_port(), "nonsense", 2**40):
-        with pytest.raises(BrokerUnavailableError, match="no orchestrator answers"):
-            find_route_by_url(f"http://127.0.0.1:{port}")
-
-
-def test_the_newest_ports_come_first_with_every_address_ever_told_with_them() -> None:
-    known = KnownBrokers()
+def test_the_newest_ports_come_first_with_every_address_ever_told_with_them(
+    tmp_path: Path,
+) -> None:
+    known = known_in(tmp_path)
     assert not known.add(KnownBroker("b", ("10.0.0.1",), 7010, 7001))
     assert not known.add(KnownBroker("b", ("10.0.0.1",), 7010, 7001)), "nothing new"
     assert known.add(KnownBroker("b", ("10.0.0.2",), 7010, 7001))
@@ -191,8 +147,8 @@ def test_the_newest_ports_come_first_with_every_address_ever_told_with_them() ->
     )
 
 
-def test_what_is_remembered_is_bounded() -> None:
-    known = KnownBrokers()
+def test_what_is_remembered_is_bounded(tmp_path: Path) -> None:
+    known = known_in(tmp_path)
     for n in range(MAX_BROKERS + 5):
         known.add(KnownBroker(f"b{n}", (), 7010, None))
     for port in range(1, MAX_PORTS + 5):
@@ -215,16 +171,32 @@ def test_what_is_no_address_is_refused(url: Any, endpoint: Any) -> None:
 
 
 def test_an_endpoint_that_is_given_is_the_only_route(tmp_path: Path) -> None:
-    search = Search(config_in(tmp_path), given="tcp://127.0.0.1:7010", known=KnownBrokers())
+    search = Search(config_in(tmp_path), given=endpoint_of(7010), known=known_in(tmp_path))
     search.known.add(on_loopback(7011))
-    assert search.find() == Route("tcp://127.0.0.1:7010")
+    assert search.find() == route_to(7010)
+
+
+def test_an_endpoint_without_a_key_has_that_of_who_is_known_to_be_there(
+    tmp_path: Path, health: tuple[str, int]
+) -> None:
+    config = replace(config_in(tmp_path), web_port=health[1])
+    HealthPage.body = b"{}"
+    search = Search(config, given="tcp://127.0.0.1:7010", known=known_in(tmp_path))
+    search.known.add(on_loopback(7011))
+    assert search.find() is None
+    told = {"broker_port": 7010, "broker_id": "b", "server_key": PEER.public.hex()}
+    HealthPage.body = json.dumps(told).encode()
+    assert search.find() == Route("tcp://127.0.0.1:7010", "", PEER.public)
+    search.known.add(on_loopback(7010))
+    search.trust.unreachable(PEER.public)
+    assert search.find() == route_to(7010)
 
 
 def test_the_last_good_one_is_tried_first_and_another_only_if_it_may_be(
     tmp_path: Path, listener: socket.socket
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        search = Search(config_in(tmp_path), known=KnownBrokers())
+        search = Search(config_in(tmp_path), known=known_in(tmp_path))
         assert search.find() is None
         search.known.add(on_loopback(port_of(other), broker_id="other"))
         route = search.find()
@@ -233,7 +205,7 @@ def test_the_last_good_one_is_tried_first_and_another_only_if_it_may_be(
         search.known.add(on_loopback(port_of(listener), broker_id="a"))
         assert search.find() == route
         search.only = "a"
-        assert search.find() == Route(f"tcp://127.0.0.1:{port_of(listener)}", "a")
+        assert search.find() == route_to(port_of(listener), "a")
         search.only = "nobody"
         assert search.find() is None
 
@@ -245,23 +217,23 @@ def test_a_route_that_is_useless_is_passed_over_for_the_next(
         useless = f"tcp://127.0.0.1:{port_of(other)}"
         search = Search(
             config_in(tmp_path),
-            known=KnownBrokers(),
+            known=known_in(tmp_path),
             is_useless=lambda broker_id, endpoint: endpoint == useless,
         )
         search.known.add(on_loopback(port_of(listener)))
         search.known.add(on_loopback(port_of(other)))
-        assert search.find() == Route(f"tcp://127.0.0.1:{port_of(listener)}", "b")
+        assert search.find() == route_to(port_of(listener), "b")
 
 
 def test_zeromq_at_older_ports_is_better_than_http_at_the_newest(
     tmp_path: Path, listener: socket.socket, health: tuple[str, int]
 ) -> None:
-    search = Search(config_in(tmp_path), known=KnownBrokers())
+    search = Search(config_in(tmp_path), known=known_in(tmp_path))
     search.known.add(on_loopback(port_of(listener)))
     search.known.add(on_loopback(free_port(), health[1]))
-    assert search.find() == Route(f"tcp://127.0.0.1:{port_of(listener)}", "b")
+    assert search.find() == route_to(port_of(listener), "b")
     listener.close()
-    assert search.find() == Route(health[0], "b")
+    assert search.find() == Route(health[0], "b", SERVER.public)
 
 
 def test_the_address_file_names_only_whom_the_search_is_for(
@@ -270,7 +242,7 @@ def test_the_address_file_names_only_whom_the_search_is_for(
     (tmp_path / address_file.FOLDER).mkdir()
     address_file.write(tmp_path / address_file.FOLDER, on_loopback(port_of(listener)), "m")
     search = Search(config_in(tmp_path))
-    assert search.find() == Route(f"tcp://127.0.0.1:{port_of(listener)}", "b")
+    assert search.find() == route_to(port_of(listener), "b")
     search.only = "another"
     assert search.find() is None
 
@@ -279,11 +251,11 @@ def test_the_address_file_names_only_whom_the_search_is_for(
 
 
 def test_a_link_is_made_told_and_made_again(tmp_path: Path, listener: socket.socket) -> None:
-    search = Search(config_in(tmp_path), given=f"tcp://127.0.0.1:{port_of(listener)}")
+    search = Search(config_in(tmp_path), given=endpoint_of(port_of(listener)))
     with reconnecting(search) as made:
         link, route = made.next()
-        assert isinstance(link, DealerLink)
-        assert made.reconnector.route == route == Route(f"tcp://127.0.0.1:{port_of(listener)}")
+        assert not link.is_tunnelled
+        assert made.reconnector.route == route == route_to(port_of(listener))
         until(lambda: made.wakes == 1)
         made.reconnector.again()
         made.next()
@@ -295,7 +267,7 @@ def test_news_of_a_place_end_the_pause_before_the_next_try(
 ) -> None:
     monkeypatch.setattr(reconnector, "SHORTEST_PAUSE_S", 100 * PATIENCE_S)
     monkeypatch.setattr(reconnector, "LONGEST_PAUSE_S", 100 * PATIENCE_S)
-    search = Search(config_in(tmp_path), known=KnownBrokers())
+    search = Search(config_in(tmp_path), known=known_in(tmp_path))
     with reconnecting(search) as made:
         made.reconnector.told(on_loopback(port_of(listener)))
         assert made.next()[1].broker_id == "b"
@@ -306,14 +278,14 @@ def test_zeromq_is_taken_as_soon_as_its_port_opens(
 ) -> None:
     monkeypatch.setattr(reconnector, "UPGRADE_S", 0.05)
     port = free_port()
-    search = Search(config_in(tmp_path), known=KnownBrokers())
+    search = Search(config_in(tmp_path), known=known_in(tmp_path))
     search.known.add(on_loopback(port, health[1]))
     with reconnecting(search) as made:
         link, route = made.next()
-        assert isinstance(link, ExchangeLink)
+        assert link.is_tunnelled
         assert route.is_http
         with socket.create_server(("127.0.0.1", port)):
-            assert isinstance(made.next()[0], DealerLink)
+            assert not made.next()[0].is_tunnelled
         assert made.wakes == 2, "while only HTTP works that link stays"
 
 
@@ -326,7 +298,7 @@ def test_http_is_not_taken_at_once_where_zeromq_worked(
     monkeypatch.setattr(reconnector, "DOWNGRADE_S", 100 * PATIENCE_S)
     port = port_of(listener)
     tries: list[Route | None] = []
-    search = Search(config_in(tmp_path), known=KnownBrokers())
+    search = Search(config_in(tmp_path), known=known_in(tmp_path))
     find = search.find
 
     def noted() -> Route | None:
@@ -342,14 +314,14 @@ def test_http_is_not_taken_at_once_where_zeromq_worked(
         until(lambda: len([each for each in tries if each and each.is_http]) >= 2)
         assert not made.links
         with socket.create_server(("127.0.0.1", port)):
-            assert isinstance(made.next()[0], DealerLink)
+            assert not made.next()[0].is_tunnelled
         monkeypatch.setattr(reconnector, "DOWNGRADE_S", 0.0)
         made.reconnector.again()
-        assert isinstance(made.next()[0], ExchangeLink)
+        assert made.next()[0].is_tunnelled
 
 
 def test_who_is_doubted_and_accepts_keeps_the_link(tmp_path: Path, listener: socket.socket) -> None:
-    search = Search(config_in(tmp_path), given=f"tcp://127.0.0.1:{port_of(listener)}")
+    search = Search(config_in(tmp_path), given=endpoint_of(port_of(listener)))
     with reconnecting(search) as made:
         made.reconnector.doubt()  # no link yet: nothing to doubt
         made.next()
@@ -362,11 +334,11 @@ def test_who_is_doubted_and_accepts_keeps_the_link(tmp_path: Path, listener: soc
 
 
 def test_what_was_not_taken_is_closed(tmp_path: Path, listener: socket.socket) -> None:
-    search = Search(config_in(tmp_path), given=f"tcp://127.0.0.1:{port_of(listener)}")
+    search = Search(config_in(tmp_path), given=endpoint_of(port_of(listener)))
     with reconnecting(search) as made:
         until(lambda: made.links)
         link = made.links[0][1]
-        assert isinstance(link, DealerLink)
+        assert not link.is_tunnelled
     assert link.socket.closed
     assert not made.links
 
@@ -376,11 +348,13 @@ def test_why_there_is_no_link_is_told_and_whether_there_ever_was_one(
 ) -> None:
     monkeypatch.setattr(reconnector, "TROUBLE_S", 0.0)
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    with closing(Reconnector(Search(config_in(tmp_path), given=endpoint), Connector())) as one:
+    with closing(
+        Reconnector(Search(config_in(tmp_path), given=endpoint), Connector(keys=PEER))
+    ) as one:
         assert one.trouble().startswith(f"never connected: {endpoint}: ")
-        one.proven()
+        one.proven("b")
         assert one.trouble().startswith("the connection to the orchestrator is lost: ")
-    search = Search(config_in(tmp_path), known=KnownBrokers(), only="b")
+    search = Search(config_in(tmp_path), known=known_in(tmp_path), only="b")
     assert search.trouble(None) == "looking for b of mesh 'm', which has the tasks"
     search.known.add(replace(on_loopback(free_port()), addresses=("127.0.0.1", "127.0.0.2")))
     assert search.trouble(None).startswith("b is announced at 127.0.0.1, 127.0.0.2 port ")

@@ -433,7 +433,7 @@ def test_a_copy_of_a_data_folder_makes_two_workers_that_both_work(
     mesh: Mesh, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     port = mesh.broker()
-    address = f"tcp://127.0.0.1:{port}"
+    address = mesh.endpoint(port)
 
     def started(data: str) -> Worker:
         worker = Worker(address, config=mesh.config(interface="no-mdns", data=data), slots=2)

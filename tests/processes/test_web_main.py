@@ -21,7 +21,7 @@ import pytest
 
 from d8mesh.config import Config
 from d8mesh.edge.network import bind
-from d8mesh.errors import ConfigError, D8Error, ForbiddenError, NodeClosedError
+from d8mesh.errors import D8Error, ForbiddenError, NodeClosedError
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.processes import web_main
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
@@ -43,7 +43,7 @@ class Web:
             "FLASK_PORT": str(self.port),
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "d8mesh", "_web", "--broker", f"tcp://127.0.0.1:{broker_port}"],
+            [sys.executable, "-m", "d8mesh", "_web", "--broker", mesh.endpoint(broker_port)],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
@@ -221,19 +221,13 @@ def test_a_port_that_becomes_free_soon_is_waited_for() -> None:
     web_main.bind_patiently("127.0.0.1", port).close()
 
 
-@pytest.mark.parametrize(("host", "is_refused"), [("8.8.8.8", True), ("127.0.0.1", False)])
-def test_a_public_address_is_not_listened_on_by_accident(host: str, is_refused: bool) -> None:
-    refused = pytest.raises(ConfigError, match="public") if is_refused else contextlib.nullcontext()
-    with refused:
-        web_main.refuse_public(Config(web_host=host))
-
-
 @pytest.mark.parametrize(("fatal", "is_dead"), [(NodeClosedError(), 1), (ForbiddenError(), 0)])
 def test_a_client_that_has_ended_by_itself_ends_the_process_and_a_refused_one_does_not(
-    fatal: D8Error, is_dead: bool
+    tmp_path: Path, fatal: D8Error, is_dead: bool
 ) -> None:
     async def serve() -> bool:
-        node = AsyncNode(Config(mesh="test-none"), endpoint="tcp://127.0.0.1:1", url=None)
+        config = Config(mesh="test-none", data_dir=str(tmp_path))
+        node = AsyncNode(config, endpoint="tcp://127.0.0.1:1", url=None)
         alive = asyncio.ensure_future(web_main._until_dead(node))
         await asyncio.sleep(0)
         node.runner.fatal = fatal

@@ -26,12 +26,13 @@ def client(tmp_path: Path) -> Iterator[Client]:
     broker = Broker(config, tmp_path)
     running = threading.Thread(target=broker.run)
     running.start()
-    command = [sys.executable, str(WORKER), "127.0.0.1", str(broker.ready.port), config.mesh]
+    endpoint, key = f"tcp://127.0.0.1:{broker.ready.port}", broker.ready.server_key
+    command = [sys.executable, str(WORKER), endpoint, key, config.mesh]
     stranger = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert stranger.stdout is not None
         assert stranger.stdout.readline().startswith("joined as stranger-")
-        with Client(endpoint=f"tcp://127.0.0.1:{broker.ready.port}", config=config) as client:
+        with Client(endpoint=f"{endpoint}?key={key}", config=config) as client:
             yield client
     finally:
         stranger.kill()

@@ -1,6 +1,6 @@
 """A worker of somebody else's: plain pyzmq and msgpack, from docs/PROTOCOL.md alone.
 
-    python worker.py HOST PORT MESH
+    python worker.py ENDPOINT KEY MESH
 
 Offers ``reverse`` (its ``data["text"]`` backwards, letter by letter as chunks) and ``fail``.
 """
@@ -20,8 +20,9 @@ TYPES = ["reverse", "fail"]
 
 
 class Stranger:
-    def __init__(self, endpoint: str, mesh: str) -> None:
-        self.endpoint, self.mesh = endpoint, mesh
+    def __init__(self, endpoint: str, key: str, mesh: str) -> None:
+        self.endpoint, self.server_key, self.mesh = endpoint, bytes.fromhex(key), mesh
+        self.public, self.secret = zmq.curve_keypair()
         self.boot_id = secrets.token_hex(8)
         self.worker_id = "stranger-" + secrets.token_hex(3)
         self.heartbeat_s, self.lease_s = 3.0, 10.0
@@ -34,6 +35,9 @@ class Stranger:
     def connect(self) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 300)
+        self.socket.setsockopt(zmq.CURVE_PUBLICKEY, self.public)
+        self.socket.setsockopt(zmq.CURVE_SECRETKEY, self.secret)
+        self.socket.setsockopt(zmq.CURVE_SERVERKEY, self.server_key)
         self.socket.connect(self.endpoint)
         self.heard = time.monotonic()
         self.hello()
@@ -77,7 +81,7 @@ class Stranger:
     def hear(self, message: list) -> None:  # type: ignore[type-arg]  # noqa: C901  one place, one page
         verb = message[0]
         if verb == WELCOME:
-            _, _, _, _, self.heartbeat_s, self.lease_s, dropped = message
+            self.heartbeat_s, self.lease_s, dropped = message[4:7]
             self.waiting = [task for task in self.waiting if task[2] not in dropped]
             for kept in self.unacknowledged.values():
                 self.say(*kept)
@@ -129,4 +133,4 @@ class Stranger:
 
 
 if __name__ == "__main__":
-    Stranger(f"tcp://{sys.argv[1]}:{sys.argv[2]}", sys.argv[3]).run()
+    Stranger(*sys.argv[1:4]).run()

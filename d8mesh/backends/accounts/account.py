@@ -18,9 +18,9 @@ from d8mesh.backends.accounts import ledger
 from d8mesh.backends.accounts.bounds import Bounds, bounds_of, set_bounds
 from d8mesh.backends.accounts.days import DAY_S, Day, day_end_at
 from d8mesh.backends.accounts.siblings import Siblings
-from d8mesh.config import CLOUD_BOUNDS
 from d8mesh.core.protocol.messages import MAX_RECENT, Budget
 from d8mesh.errors import BackendLimitError, BackendTooLargeError
+from d8mesh.setting_forms import CLOUD_BOUNDS
 
 #: What services count a minute by: any of so many seconds.
 MINUTE_S: Final = 60.0

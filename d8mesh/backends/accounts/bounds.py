@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from d8mesh.config import CLOUD_BOUNDS
+from d8mesh.setting_forms import CLOUD_BOUNDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,9 @@ from typing import Final
 
 from d8mesh.backends.embedded.gguf import GgufHead, NotGgufError, read_head
 from d8mesh.backends.embedded.packages import WEIGHTS_MODEL, weights_file
-from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.chat import COMPLETION, EMBEDDING, THINKING, TOOLS
 from d8mesh.edge.room import memory_bytes
+from d8mesh.setting_forms import MODEL_PATTERN
 
 #: Files of the folder that are looked at; more models than any machine runs.
 MAX_GGUF_FILES: Final = 256

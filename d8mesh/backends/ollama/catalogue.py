@@ -24,10 +24,10 @@ from urllib.parse import urlsplit
 from d8mesh.backends.backend import ModelInfo
 from d8mesh.backends.ollama.descriptions import details_in, told_text
 from d8mesh.backends.streaming import BUSY, MAX_ERROR_BYTES, error_in, shut, whole_number
-from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.chat import EMBEDDING
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.errors import BackendAnswerError, BackendBusyError, BackendError
+from d8mesh.setting_forms import MODEL_PATTERN
 
 #: The list of a few hundred models takes some 100 KB.
 MAX_PROBE_BYTES: Final = 4 * 1024 * 1024

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from d8mesh.backends.exchange import HttpQuestion, answer_to
-from d8mesh.backends.http_answer import HttpAnswer
 from d8mesh.backends.ollama.faults import SERVICE, refused
 from d8mesh.backends.streaming import MAX_LINE_BYTES, AnswerReader, PartT, lines_of
+from d8mesh.edge.transport.http_answer import HttpAnswer
 from d8mesh.errors import BackendTooLargeError
 
 #: The answer of which nothing is read but whether it came.

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from d8mesh.backends.exchange import HttpQuestion, answer_to
-from d8mesh.backends.http_answer import HttpAnswer
 from d8mesh.backends.openai.answers import END, events
 from d8mesh.backends.openai.faults import ServiceFault, fault_in
 from d8mesh.backends.reach import leaves_lan, outside_error
 from d8mesh.backends.streaming import AnswerReader, PartT, RefusedAnswer, lines_of, shown
+from d8mesh.edge.transport.http_answer import HttpAnswer
 from d8mesh.errors import BackendTooLargeError, D8Error
 
 #: An answer in one piece. JSON that means harm takes fifty times its size in memory.

@@ -13,9 +13,9 @@ from typing import Any, Final
 from d8mesh.backends.backend import ModelInfo
 from d8mesh.backends.openai.providers import Provider
 from d8mesh.backends.streaming import whole_number
-from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.chat import COMPLETION, EMBEDDING, TOOLS, VISION
 from d8mesh.errors import BackendAnswerError
+from d8mesh.setting_forms import MODEL_PATTERN
 
 #: Models of one service that are looked at.
 MAX_LISTED: Final = 500

@@ -21,7 +21,6 @@ from d8mesh.core.broker.state import (
     TellOutcomes,
 )
 from d8mesh.core.broker.streaming import Streaming
-from d8mesh.core.broker.worker_sessions import refuse_hello
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import MAX_COUNTER, Spec, TaskState, parse_id
 from d8mesh.errors import (
@@ -62,11 +61,6 @@ class ClientRequests:
     def hello(self, message: m.ClientHello, peer: Peer) -> None:
         """Open a client's session, or let it go on under another routing id."""
         state = self._state
-        refusal = refuse_hello(message.version, message.mesh, state)
-        if refusal is not None:
-            state.metrics.reject(refusal.code)
-            self._state.send(peer, refusal)
-            return
         client = state.clients.get(message.session)
         if client is None:
             client = ClientState(message.session, peer, state.now)
@@ -75,7 +69,7 @@ class ClientRequests:
         client.peer, client.last_heard = peer, state.now
         client.takes_streams = message.takes_streams
         state.clients_by_routing_id[peer.routing_id] = client
-        self._state.send(peer, state.welcome(message.version, []))
+        self._state.send(peer, state.welcome(peer, message.version, []))
 
     def leave(self, client: ClientState) -> None:
         """Forget a client; its tasks go on, and what it awaits it may ask for again."""

@@ -3,7 +3,8 @@
 `Dispatcher.receive` takes one message, `tick` hands out what waits and does what is due;
 both return effects. The parts, each with one concern: `admission` (submits), `scheduler`
 (assignment), `returns` (retries), `outcomes`, `worker_sessions` (mesh workers),
-`polling` (REST workers), `client_requests` (clients), `restart`. They share the `BrokerState`.
+`polling` (REST workers), `client_requests` (clients), `joins` (who may come in), `restart`. They
+share the `BrokerState`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from msgspec import structs
 from d8mesh.core.broker import store, vanishing
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.client_requests import ClientRequests
-from d8mesh.core.broker.effects import Effect, Loaded, Peer
+from d8mesh.core.broker.effects import Effect, KeepMembers, Loaded, Peer
 from d8mesh.core.broker.erasures import Erasures
+from d8mesh.core.broker.joins import Joins
+from d8mesh.core.broker.members import Members
+from d8mesh.core.broker.members_view import Knock
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.patience import Patience
 from d8mesh.core.broker.polling import Polling
@@ -81,6 +85,7 @@ class Dispatcher:
         policy: the numbers the rules use.
         restored: what the store holds.
         draw: returns a random number in [0, 1).
+        members: the keys that are known; none, and all may join, if it is left out.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Dispatcher:
         restored: store.Restored,
         draw: Callable[[], float],
         *,
+        members: Members | None = None,
         now: float = 0.0,
         at: float = 0.0,
     ) -> None:
@@ -96,6 +102,7 @@ class Dispatcher:
         state = self.state = BrokerState(
             policy, restored.epoch, signer, draw, now=now, at=at, started_at=at
         )
+        state.members = members or state.members
         self._streaming = streaming = Streaming(state)
         self._outcomes = outcomes = TaskOutcomes(state, streaming)
         self._patience = patience = Patience(state, outcomes)
@@ -105,7 +112,8 @@ class Dispatcher:
         self._worker_sessions = WorkerSessions(state, outcomes, returns, streaming)
         self._polling = Polling(state, scheduler, outcomes, returns)
         self._admission = admission = Admission(state, scheduler)
-        self._client_requests = ClientRequests(state, outcomes, admission, streaming)
+        self._client_requests = clients = ClientRequests(state, outcomes, admission, streaming)
+        self._joins = Joins(state, returns, clients, self._polling)
         self._next_sweep = self._last_tick = self._started = now
         self._started_at = at
         self._next_prune = now + PRUNE_S
@@ -119,8 +127,7 @@ class Dispatcher:
     def receive(self, message: m.ToBroker, peer: Peer, now: float) -> list[Effect]:
         """Take in one message and return what is to be done."""
         state = self.state
-        state.at += now - state.now
-        state.now = now
+        self._pass_to(now)
         worker = state.registry.by_peer(peer)
         client = state.clients_by_routing_id.get(peer.routing_id)
         if client is not None:
@@ -144,7 +151,7 @@ class Dispatcher:
                 self._client_requests.unwatch(client, message.ids)
             case m.Listen() if client:
                 self._client_requests.listen(client, message)
-            case m.Query() | m.Delivered() if client:
+            case m.Query() | m.Delivered() | m.ChangeMembers() if client:
                 self._serve(client, message)
             case _:
                 self._come_or_go(message, peer, worker, client)
@@ -212,6 +219,7 @@ class Dispatcher:
         self._erasures.settle()
         self._outcomes.tell_all()
         self._worker_sessions.acknowledge()
+        self._joins.settle()
         if len(state.closed) >= CLOSED_AT_ONCE:
             self._close_finished()
         return self.state.take()
@@ -236,8 +244,29 @@ class Dispatcher:
         self.state.is_disk_low = is_low
 
     def reject(self, code: str) -> None:
-        """Count a frame that was no message."""
+        """Count a refusal that came before any frame."""
         self.state.metrics.reject(code)
+
+    def malformed(self, peer: Peer, code: str, now: float) -> list[Effect]:
+        """Take in that a peer sent a frame that is no message."""
+        self._pass_to(now)
+        self._joins.malformed(peer, code)
+        return self.state.take()
+
+    def knocked(self, knock: Knock, now: float) -> list[Effect]:
+        """Take in what the gate has decided about a connection."""
+        self._pass_to(now)
+        self._joins.knocked(knock)
+        return self.state.take()
+
+    def announced(self, key: bytes, name: str) -> None:
+        """Take in the name that a node announces for its key."""
+        self.state.members.announce(key, name)
+
+    def kept(self, effect: KeepMembers, trouble: str = "") -> list[Effect]:
+        """Take in that the file of members is written; `trouble`: why it is not."""
+        self._joins.kept(effect, trouble)
+        return self.state.take()
 
     def drain(self) -> list[Effect]:
         """Take nothing new and hand nothing out; say goodbye to all."""
@@ -250,7 +279,12 @@ class Dispatcher:
             self.state.send(client.peer, m.Goodbye("the orchestrator is shutting down"))
         return self.state.take()
 
-    def _serve(self, client: ClientState, message: m.Query | m.Delivered) -> None:
+    def _pass_to(self, now: float) -> None:
+        state = self.state
+        state.at += now - state.now
+        state.now = now
+
+    def _serve(self, client: ClientState, message: m.ClientQuestion | m.Delivered) -> None:
         if isinstance(message, m.Delivered):
             self._erasures.deliver(client, message)
         else:
@@ -272,19 +306,10 @@ class Dispatcher:
         client: ClientState | None,
     ) -> None:
         """Take in what opens or ends a session; anything else is not said by who may say it."""
-        state = self.state
         match message:
-            case m.WorkerHello() if client:
-                self._forbid(peer, "a client cannot become a worker")
-            case m.WorkerHello():
-                self._worker_sessions.hello(message, peer)
-                joined = state.registry.by_peer(peer)
-                if joined is not None and joined.worker_id == message.worker_id:
-                    self._restart.settle(message.worker_id)
-            case m.ClientHello() if worker:
-                self._forbid(peer, "a worker cannot become a client")
-            case m.ClientHello():
-                self._client_requests.hello(message, peer)
+            case m.WorkerHello() | m.ClientHello():
+                if self._joins.admits(message, peer, worker, client):
+                    self._open(message, peer)
             case m.Goodbye() if worker:
                 self._worker_sessions.goodbye(worker)
             case m.Goodbye() if client:
@@ -293,24 +318,34 @@ class Dispatcher:
             case m.Goodbye():
                 pass  # nobody leaves
             case _ if worker or client:
-                self._forbid(peer, "workers and clients have verbs of their own")
+                self._joins.forbid(peer, "workers and clients have verbs of their own")
             case _:
-                state.metrics.reject("session.unknown")
-                state.send(peer, m.Rehello("no session under this connection: say HELLO"))
+                self._joins.no_session(peer)
 
-    def _forbid(self, peer: Peer, why: str) -> None:
-        self.state.metrics.reject("access.forbidden")
-        self.state.send(peer, m.Refused(0, "access.forbidden", why))
+    def _open(self, message: m.WorkerHello | m.ClientHello, peer: Peer) -> None:
+        if isinstance(message, m.ClientHello):
+            self._client_requests.hello(message, peer)
+            return
+        self._worker_sessions.hello(message, peer)
+        joined = self.state.registry.by_peer(peer)
+        if joined is not None and joined.worker_id == message.worker_id:
+            self._restart.settle(message.worker_id)
 
     # ---------------------------------------------------------------------- the questions
 
-    def _ask(self, peer: Peer, message: m.Query) -> None:
-        is_poll = message.what.startswith("poll.")
-        ask = self._polling.ask if is_poll else self._client_requests.ask
+    def _ask(self, peer: Peer, message: m.ClientQuestion) -> None:
         try:
-            ask(peer, message)
+            if isinstance(message, m.ChangeMembers):
+                self._joins.change(peer, message)
+            elif message.what == "members":
+                self._joins.listing(peer, message.request)
+            elif message.what.startswith("poll."):
+                self._polling.ask(peer, message)
+            else:
+                self._client_requests.ask(peer, message)
         except Exception as error:
-            code = self._refuse(peer, message.request, error, message.what)
+            where = "members" if isinstance(message, m.ChangeMembers) else message.what
+            code = self._refuse(peer, message.request, error, where)
             self.state.metrics.reject(code)
 
     def _answered(self, then: Continuation, answer: store.StoreAnswer) -> None:
@@ -364,6 +399,7 @@ class Dispatcher:
         for client in list(state.clients.values()):
             if self._client_requests.is_silent(client):
                 self._client_requests.leave(client)
+        self._joins.sweep()
         self._restart.give_up(self._last_tick)
         vanishing.probe(state)
         self._patience.look()

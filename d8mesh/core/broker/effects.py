@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeAlias
 
 from msgspec import Struct
 
+from d8mesh.core.broker.members_view import KeptMember, MembersView
 from d8mesh.core.broker.store import Question, StoreAnswer
 from d8mesh.core.protocol.messages import Message
 from d8mesh.core.protocol.task import Fact
@@ -54,4 +55,39 @@ class Fault(Struct, frozen=True, gc=False):
     traceback: str
 
 
-Effect: TypeAlias = Send | Record | Load | Fault
+class KeepMembers(Struct, frozen=True, gc=False):
+    """Write the file of members; answered by `Dispatcher.kept`.
+
+    `answer` is who is told once that is done, and what.
+    """
+
+    members: list[KeptMember]
+    answer: Send | None = None
+
+
+class UseView(Struct, frozen=True, gc=False):
+    """Decide by this from now on who may connect."""
+
+    view: MembersView
+
+
+class Drop(Struct, frozen=True, gc=False):
+    """Close the connection of this peer."""
+
+    peer: Peer
+
+
+class Notice(Struct, frozen=True, gc=False):
+    """Tell who runs the orchestrator that somebody waits, or was refused for the first time.
+
+    `code` says why; `fingerprint` and `name` may be empty: no key was shown, nobody told a name.
+    """
+
+    code: str
+    address: str
+    fingerprint: str
+    name: str
+
+
+_OfMembers: TypeAlias = KeepMembers | UseView | Drop | Notice
+Effect: TypeAlias = Send | Record | Load | Fault | _OfMembers

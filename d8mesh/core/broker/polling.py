@@ -136,6 +136,11 @@ class Polling:
         worker = state.registry.workers.get(worker_id)
         if worker is not None and worker.dialect is Dialect.MESH and worker.is_live:
             raise WorkerIdTakenError(f"{worker_id!r} is the id of a mesh worker at work")
+        if state.members.owner_of(worker_id) is not None:
+            raise WorkerIdTakenError(
+                f"{worker_id!r} belongs to the key of a mesh worker: `join forget {worker_id}` at "
+                "the orchestrator frees it"
+            )
         if worker is None and len(state.registry.workers) >= MAX_POLLING_WORKERS:
             raise ForbiddenError(f"{MAX_POLLING_WORKERS} workers are registered: no more fit")
         stored = registration(args.get("capabilities") or {}, state.at)

@@ -11,13 +11,14 @@ from typing import Final
 
 import msgspec
 
-from d8mesh.core.broker import catalogue, explain, model_report, placement
+from d8mesh.core.broker import catalogue, explain, member_report, model_report, placement
 from d8mesh.core.broker.metrics import Snapshot
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import Batch, History, TaskRecord
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.store import FinishedTask, PastAttempt
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
+from d8mesh.core.protocol.membership import announced_proof
 from d8mesh.core.protocol.source import source_of
 from d8mesh.core.protocol.task import Spec, TaskState
 
@@ -186,6 +187,7 @@ def snapshot(state: BrokerState) -> Snapshot:
 def health(state: BrokerState) -> Body:
     """Return the body of the ``health`` question."""
     now, policy = snapshot(state), state.policy
+    secret = policy.mesh_secret
     return {
         "workers_online": now.workers_online,
         "tasks_pending": now.queued,
@@ -195,8 +197,13 @@ def health(state: BrokerState) -> Body:
         "epoch": state.epoch,
         "broker_id": policy.broker_id,
         "broker_port": policy.broker_port,
+        "server_key": policy.server_key.hex(),
+        "proof": "" if secret is None else announced_proof(secret, policy.server_key).hex(),
+        "tls": policy.tls,
         "mesh": policy.mesh,
         "version": policy.version,
+        "join": member_report.modes_of(state),
+        "keys_waiting": len(state.members.waiting),
         "rejected": now.counted.rejected,
         "duplicates": now.counted.duplicates,
     }

@@ -74,7 +74,7 @@ class Ask(NamedTuple):
         return prompt + (self.wish.output_tokens or LONGEST_ANSWER_TOKENS)
 
 
-class Verdict(NamedTuple):
+class RoutingChoice(NamedTuple):
     """Who gets a task, who is to load its model meanwhile, and all that were weighed."""
 
     taken: Weighed | None
@@ -188,12 +188,12 @@ def has_room(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> bool:
     return is_there or _is_given_up(found, ask, ask.wish.cloud or cloud, now)
 
 
-def choose(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> Verdict:
+def choose(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> RoutingChoice:
     """Return which candidate gets a task now, if any."""
     weighed = weigh(table, ask, cloud, now)
     _let_overflow(weighed, ask, now)
     if not any(each.obstacle is None for each in weighed):
-        return Verdict(None, None, weighed)
+        return RoutingChoice(None, None, weighed)
     _reserve(table, weighed, ask, now)
     warmed: Weighed | None = None
     free = [each for each in weighed if each.obstacle is None]
@@ -209,11 +209,11 @@ def choose(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> Verdict:
                 if other.obstacle is None
                 and each.estimate_s <= other.estimate_s <= each.estimate_s * (1 + EQUAL_PART)
             ]
-            return Verdict(_of_equals(table, equals, ask, now), warmed, weighed)
+            return RoutingChoice(_of_equals(table, equals, ask, now), warmed, weighed)
         each.obstacle = verdict
         if verdict is Obstacle.LOADING and warmed is None:
             warmed = each
-    return Verdict(None, warmed, weighed)
+    return RoutingChoice(None, warmed, weighed)
 
 
 def _let_overflow(weighed: list[Weighed], ask: Ask, now: float) -> None:

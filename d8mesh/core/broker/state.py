@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from d8mesh.core.broker.effects import Effect, Fault, Load, Peer, Record, Send
+from d8mesh.core.broker.members import Members
 from d8mesh.core.broker.metrics import Metrics
 from d8mesh.core.broker.queue import ReadyQueue
 from d8mesh.core.broker.records import Batch
@@ -22,6 +23,7 @@ from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.broker.store import PayloadsOf, PrunableBatches, Question
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerRegistry, WorkerState
+from d8mesh.core.protocol.membership import welcome_proof
 from d8mesh.core.protocol.messages import Answer, Message, Welcome
 from d8mesh.core.protocol.model_names import matching
 from d8mesh.core.protocol.task import Fact
@@ -51,6 +53,9 @@ class Policy:
     mesh: str
     version: str = ""
     broker_port: int = 0
+    server_key: bytes = b""  #: our public key
+    mesh_secret: bytes | None = field(default=None, repr=False)  #: None: no mesh key is set
+    tls: str = ""  #: fingerprint of the REST port's certificate; empty: plain HTTP
     heartbeat_s: float = 3.0
     lease_s: float = 10.0
     polling_timeout_s: float = 60.0
@@ -199,6 +204,7 @@ class BrokerState:
     task_table: TaskTable = field(default_factory=TaskTable)
     queue: ReadyQueue = field(default_factory=ReadyQueue)
     registry: WorkerRegistry = field(default_factory=WorkerRegistry)
+    members: Members = field(default_factory=Members)
     services: ServiceTable = field(default_factory=ServiceTable)
     clients: dict[str, ClientState] = field(default_factory=dict)
     clients_by_routing_id: dict[bytes, ClientState] = field(default_factory=dict)
@@ -235,11 +241,13 @@ class BrokerState:
     def __post_init__(self) -> None:
         self.metrics = Metrics(totals=self.task_table.totals)
 
-    def welcome(self, version: int, dropped: list[str]) -> Welcome:
+    def welcome(self, peer: Peer, version: int, dropped: list[str]) -> Welcome:
         """Return the answer to a HELLO."""
-        us = self.policy
+        us, proof = self.policy, b""
+        if us.mesh_secret is not None and peer.key is not None:
+            proof = welcome_proof(us.mesh_secret, us.server_key, peer.key)
         times = (us.heartbeat_s, us.lease_s)
-        return Welcome(version, self.epoch, us.broker_id, *times, dropped)
+        return Welcome(version, self.epoch, us.broker_id, *times, dropped, proof)
 
     def listen(self, client: ClientState, task_id: str) -> None:
         """Let a client hear a task that is not finished, also one that is yet to come.

@@ -24,7 +24,6 @@ from d8mesh.core.broker.vanishing import has_vanished
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.addresses import is_loopback
-from d8mesh.core.protocol.messages import VERSIONS
 from d8mesh.core.protocol.task import Adopted, Recounted, TaskState
 from d8mesh.core.protocol.tokens import Claim, worker_tag
 
@@ -62,11 +61,9 @@ class WorkerSessions:
     def hello(self, message: m.WorkerHello, peer: Peer) -> None:
         """Let a worker join, or come back with what it still holds."""
         state = self._state
-        refusal = refuse_hello(message.version, message.mesh, state)
         old = state.registry.workers.get(message.worker_id)
-        if refusal is None and old is not None and self._is_taken(old, message, peer):
+        if old is not None and self._is_taken(old, message, peer):
             refusal = m.Refused(0, "worker.id_taken", f"{message.worker_id!r} is at work elsewhere")
-        if refusal is not None:
             state.metrics.reject(refusal.code)
             self._state.send(peer, refusal)
             return
@@ -95,7 +92,7 @@ class WorkerSessions:
         worker.work_seq = 0
         worker.owed.clear()  # it says again what it has not heard of
         # what is dropped for an outcome may go when that is on disk
-        self._state.send(peer, state.welcome(message.version, dropped), waits=True)
+        self._state.send(peer, state.welcome(peer, message.version, dropped), waits=True)
         worker.welcomed = state.now
         state.registry.refresh(worker)
 
@@ -165,7 +162,8 @@ class WorkerSessions:
         for task_id, token in zip(message.held_ids, message.held_tokens, strict=True):
             claim = self._state.signer.check(token, task_id)
             task = state.task_table.open_task(task_id) if claim is not None else None
-            if claim is None or task is None or _is_fenced_off(task, claim, token):
+            is_revoked = claim is not None and state.members.is_revoked_tag(claim.worker_tag)
+            if claim is None or task is None or is_revoked or _is_fenced_off(task, claim, token):
                 dropped.append(task_id)
                 continue
             kept.add(task_id)
@@ -341,6 +339,9 @@ class WorkerSessions:
         if claim is None:
             state.metrics.reject("token.invalid")
             return
+        if state.members.is_revoked_tag(claim.worker_tag):
+            state.metrics.reject("access.revoked")
+            return
         found = state.task_table.find(task_id)
         if found is None or state.task_table.state_of(task_id) is None:
             state.metrics.duplicates += 1
@@ -368,6 +369,8 @@ class WorkerSessions:
         ]
         if given:
             self._given_back(worker, given, message.reason)
+        for _ in range(len(message.ids) - len(given)):
+            self._state.metrics.reject("release.stale")
         self._say_received(worker, [])
         self._state.registry.refresh(worker)
 
@@ -487,13 +490,3 @@ def _is_current(task: TaskRecord, claim: Claim, token: bytes) -> bool:
     if task.state is not TaskState.RUNNING or task.attempt.token:
         return task.attempt.token == token
     return (claim.n, claim.worker_tag) == (task.n, worker_tag(task.worker_id))
-
-
-def refuse_hello(version: int, mesh: str, state: BrokerState) -> m.Refused | None:
-    """Return why a HELLO is refused, or None."""
-    if version not in VERSIONS:
-        spoken = ", ".join(map(str, VERSIONS))
-        return m.Refused(0, "protocol.version", f"version {version}: spoken here are {spoken}")
-    if mesh != state.policy.mesh:
-        return m.Refused(0, "access.forbidden", f"this is mesh {state.policy.mesh!r}, not {mesh!r}")
-    return None

@@ -25,12 +25,14 @@ from d8mesh.core.client.effects import (
     parts_of,
 )
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.membership import NOTHING_TO_SHOW, UNPROVEN, Credentials
 from d8mesh.core.protocol.messages import (
     VERSIONS,
     Accepted,
     Answer,
     Beat,
     ClientHello,
+    ClientQuestion,
     Goodbye,
     Listen,
     Outcomes,
@@ -64,6 +66,8 @@ HELLO_S: Final = 3.0
 OPENING_S: Final = 5.0
 #: A heartbeat that is not answered for this long: the orchestrator may have moved.
 DOUBT_S: Final = 1.5
+#: One that does not know the mesh key is not asked again at once.
+UNPROVEN_PAUSE_S: Final = 3.0
 #: An orchestrator that said goodbye has closed its port after this long.
 LEAVING_S: Final = 0.5
 #: An unanswered submit or question is sent again after this long.
@@ -82,12 +86,17 @@ class ClientSession:
         session: 16 characters ``0-9a-v``, drawn at random once.
         mesh: the mesh's name.
         host: this machine's name, for people.
+        credentials: what it shows an orchestrator, and asks of one.
     """
 
-    def __init__(self, session: str, mesh: str, host: str) -> None:
+    def __init__(
+        self, session: str, mesh: str, host: str, credentials: Credentials = NOTHING_TO_SHOW
+    ) -> None:
         #: its 16 characters, with which the ids of its tasks begin
         self.name = session
-        self._mesh, self._host = mesh, host
+        self._mesh, self._host, self._credentials = mesh, host, credentials
+        #: the public key of the orchestrator that the link leads to
+        self._server_key: bytes | None = None
         #: partial output of several tasks may come together: for an orchestrator of this version
         self.takes_streams = False
         #: the broker answers
@@ -103,10 +112,10 @@ class ClientSession:
         self._full: Refused | None = None  #: why the backlog is paused
         self._awaited = Awaited(session)
         #: questions under way, and when each was asked last
-        self._asks: dict[int, Query] = {}
+        self._asks: dict[int, ClientQuestion] = {}
         self._asked_at: dict[int, float] = {}
         self._patient: set[int] = set()  #: those of `PATIENT` among them
-        self._unasked: dict[int, Query] = {}  #: to be asked when others are answered
+        self._unasked: dict[int, ClientQuestion] = {}  #: to be asked when others are answered
         self._listening: set[str] = set()
         self._deliveries = Deliveries()
 
@@ -152,7 +161,7 @@ class ClientSession:
         task_id = self._awaited.remove_single(submission)
         return [Transmit(Unwatch([task_id]))] if self.is_up and task_id else []
 
-    def ask(self, question: Query, now: float) -> list[Output]:
+    def ask(self, question: ClientQuestion, now: float) -> list[Output]:
         """Ask the broker; `Answered` brings the answer, after reconnects too."""
         self._unasked[question.request] = question
         return self._ask_more(now)
@@ -183,8 +192,13 @@ class ClientSession:
 
     # ------------------------------------------------------------------- the link
 
-    def link_up(self, now: float) -> list[Output]:
-        """A new transport connection stands: open, or go on with, the session."""
+    def link_up(self, now: float, server_key: bytes | None = None) -> list[Output]:
+        """A new transport connection stands: open, or go on with, the session.
+
+        Args:
+            server_key: the public key of who is at the other end.
+        """
+        self._server_key = server_key
         self._is_linked, self.is_up = True, False
         self._linked_at = self._heard = now
         return self._hello(now)
@@ -283,9 +297,12 @@ class ClientSession:
     def _hello(self, now: float) -> list[Output]:
         self._said_hello = now
         us = (self._mesh, self.name, self._host)
-        return [Transmit(ClientHello(VERSIONS[0], *us, self.takes_streams))]
+        proof = self._credentials.shown_to(self._server_key)
+        return [Transmit(ClientHello(VERSIONS[0], *us, self.takes_streams, proof))]
 
     def _welcome(self, message: Welcome, now: float) -> list[Output]:
+        if not self._credentials.accept(self._server_key, message.proof):
+            return [Lost(f"{message.broker_id} {UNPROVEN}", UNPROVEN_PAUSE_S)]
         self.is_up = True
         self._epoch = message.epoch
         self._heartbeat_s, self._lease_s = message.heartbeat_s, message.lease_s
@@ -364,9 +381,9 @@ class ClientSession:
             out.append(self._ask(self._unasked.pop(request), now))
         return out
 
-    def _ask(self, question: Query, now: float) -> Transmit:
+    def _ask(self, question: ClientQuestion, now: float) -> Transmit:
         self._asks[question.request], self._asked_at[question.request] = question, now
-        if question.what in PATIENT:
+        if isinstance(question, Query) and question.what in PATIENT:
             self._patient.add(question.request)
         return Transmit(question)
 

@@ -61,7 +61,8 @@ _CONTAINER_HOSTS: Final = frozenset(
 )
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::([0-9]{1,5}))?")
 _ENDPOINT: Final = re.compile(
-    r"(?:tcp://)?(?:\[([0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,32})?)\]|([A-Za-z0-9_.-]{1,253})):([0-9]{1,5})",
+    r"(?:tcp://)?(?:\[([0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,32})?)\]|([A-Za-z0-9_.-]{1,253})):([0-9]{1,5})"
+    r"(?:\?key=([0-9a-f]{64}))?",
     re.ASCII,
 )
 
@@ -115,8 +116,8 @@ def endpoint(address: str, port: int, scheme: str = "tcp") -> str:
     return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"
 
 
-def parse_endpoint(text: str) -> tuple[str, int]:
-    """Return the address (or name) and the port of ``[tcp://]ADDRESS:PORT``.
+def parse_endpoint(text: str) -> tuple[str, int, bytes | None]:
+    """Return address (or name), port and key of ``[tcp://]ADDRESS:PORT[?key=64 HEX DIGITS]``.
 
     Raises:
         ConfigError: it is not of that form, an IPv6 address stands without its brackets,
@@ -125,8 +126,11 @@ def parse_endpoint(text: str) -> tuple[str, int]:
     match = _ENDPOINT.fullmatch(text)
     port = int(match[3]) if match is not None else 0
     if match is None or not 0 < port < 65536 or (match[1] and _parse(match[1]) is None):
-        raise ConfigError(f"{text[:80]!r} is no address: expected ADDRESS:PORT or [IPV6]:PORT")
-    return match[1] or match[2], port
+        raise ConfigError(
+            f"{text[:80]!r} is no address: expected ADDRESS:PORT or [IPV6]:PORT, and after it at "
+            "most ?key= and the 64 hex digits of the orchestrator's public key"
+        )
+    return match[1] or match[2], port, bytes.fromhex(match[4]) if match[4] else None
 
 
 def host_of(header: str) -> str | None:

@@ -1,7 +1,8 @@
 """What a node says of itself over mDNS, and reading what others say. Pure.
 
 The identity stands in the TXT record, because names are renamed and addresses change:
-``id``, ``boot``, ``mesh``, ``version`` and, if there is one, ``web`` (the REST port).
+``id``, ``boot``, ``mesh``, ``version``, ``key`` (its public key) and, if there are any, ``web``
+(the REST port), ``proof`` (of the mesh key) and ``tls`` (the fingerprint of its certificate).
 Unknown keys are ignored, so that later versions may add some.
 
 Source: RFC 6763 section 6; ``docs/PROTOCOL.md``
@@ -14,12 +15,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from d8mesh.config import NAME_PATTERN
 from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.errors import ProtocolError
+from d8mesh.setting_forms import NAME_PATTERN
 
 #: Bytes of a TXT record that is read: ours takes under 400; RFC 6763 recommends below 1300.
 MAX_TXT_BYTES: Final = 1300
+_KEY_DIGITS: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _PEER_NAME: Final = re.compile(NAME_PATTERN, re.ASCII)
 
 
@@ -41,6 +43,12 @@ class Announcement:
     port: int
     web_port: int | None
     version: str
+    #: the public key of the node, 32 bytes; None: it tells of none
+    server_key: bytes | None = None
+    #: that who has it knows the mesh key (`membership.announced_proof`); b"": it has none
+    proof: bytes = b""
+    #: the SHA-256 fingerprint of its web port's certificate (64 hex digits); "": plain HTTP
+    tls: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +60,8 @@ class Sighting(Announcement):
     @property
     def broker(self) -> KnownBroker:
         """Where it is, as an orchestrator."""
-        return KnownBroker(self.node_id, self.addresses, self.port, self.web_port)
+        where = (self.node_id, self.addresses, self.port, self.web_port)
+        return KnownBroker(*where, self.server_key, self.proof, self.tls)
 
 
 def to_txt(announcement: Announcement) -> dict[str, str]:
@@ -65,7 +74,12 @@ def to_txt(announcement: Announcement) -> dict[str, str]:
     }
     if announcement.web_port is not None:
         pairs["web"] = str(announcement.web_port)
-    return pairs
+    told = {
+        "key": (announcement.server_key or b"").hex(),
+        "proof": announcement.proof.hex(),
+        "tls": announcement.tls,
+    }
+    return pairs | {key: value for key, value in told.items() if value}
 
 
 def from_txt(kind: NodeKind, txt: bytes, *, port: int, addresses: tuple[str, ...] = ()) -> Sighting:
@@ -93,6 +107,9 @@ def from_txt(kind: NodeKind, txt: bytes, *, port: int, addresses: tuple[str, ...
         port=port,
         web_port=_web_port(pairs.get("web")),
         version=pairs["version"],
+        server_key=_digits("key", pairs) or None,
+        proof=_digits("proof", pairs),
+        tls=_digits("tls", pairs).hex(),
     )
 
 
@@ -115,6 +132,14 @@ def _pairs(txt: bytes) -> dict[str, str]:
             pairs[key.lower()] = value
         at = end
     return pairs
+
+
+def _digits(key: str, pairs: dict[str, str]) -> bytes:
+    """Return the 32 bytes that 64 hex digits stand for; b"" if the record has no such key."""
+    text = pairs.get(key, "")
+    if text and not _KEY_DIGITS.fullmatch(text):
+        raise ProtocolError(f"TXT {key}={text!a:.80}: expected 64 hex digits")
+    return bytes.fromhex(text)
 
 
 def _web_port(text: str | None) -> int | None:

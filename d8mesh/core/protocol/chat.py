@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-from d8mesh.config import LOADING_OPTIONS
+from d8mesh.setting_forms import LOADING_OPTIONS
 
 #: A JSON object, as it was sent.
 JsonObject = Mapping[str, object]

@@ -7,6 +7,7 @@ with the field's path. Nothing is allocated that the frame does not hold.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Final, TypeAlias, TypeVar
 
@@ -14,10 +15,22 @@ import msgspec
 from msgspec.structs import astuple, replace
 
 from d8mesh.core.protocol import messages as m
+from d8mesh.core.protocol.elements import has_more_than
 from d8mesh.errors import ProtocolError
 
 _M = TypeVar("_M")
 Decode: TypeAlias = Callable[[bytes | memoryview], _M]
+
+#: Frames below this cannot become large: an element takes at most 120 bytes in memory.
+COUNTED_BYTES: Final = 16 * 1024
+#: What a frame may have in any case: 2,500 models that nothing is known of.
+FREE_ELEMENTS: Final = 50_000
+#: Beyond these, so that what is made of a frame is at most four times as large.
+BYTES_PER_ELEMENT: Final = 16
+#: More than a worker with 7,000 models has; counting these takes 50 ms.
+MAX_ELEMENTS: Final = 200_000
+#: msgpack's short array.
+_FIXARRAY: Final = 0x90
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -28,12 +41,15 @@ def encode(message: m.Message) -> bytes:
     return _encode(message if shorten is None else shorten(message))
 
 
-def _shortened(kind: type[m.Message]) -> Callable[[m.Message], object]:
-    """Return what leaves the last field of such a message out if it is empty."""
-    tag, last = kind.__struct_config__.tag, kind.__struct_fields__[-1]
+def _shortened(kind: type[m.Message], late: int = 1) -> Callable[[m.Message], object]:
+    """Return what leaves the last fields, at most `late`, out so far as they are empty."""
+    tag, fields = kind.__struct_config__.tag, kind.__struct_fields__
 
     def shorten(message: m.Message) -> object:
-        return message if getattr(message, last) else (tag, *astuple(message)[:-1])
+        end = len(fields)
+        while end > len(fields) - late and not getattr(message, fields[end - 1]):
+            end -= 1
+        return message if end == len(fields) else (tag, *astuple(message)[:end])
 
     return shorten
 
@@ -61,12 +77,15 @@ def _short_models(models: list[m.OfferedModel]) -> list[object]:
     return short
 
 
-def _decoder(kind: type[_M], *, name: str) -> Decode[_M]:
+def _decoder(kind: type[_M], *, name: str, is_strict: bool = False) -> Decode[_M]:
+    """Return what decodes one direction; `is_strict`: anybody may be the sender."""
     decoder = msgspec.msgpack.Decoder(kind)
 
     def decode(frame: bytes | memoryview) -> _M:
         if len(frame) > m.MAX_FRAME_BYTES:
             raise ProtocolError(f"frame of {len(frame)} bytes: at most {m.MAX_FRAME_BYTES}")
+        if is_strict and len(frame) > COUNTED_BYTES and not _is_bounded(frame):
+            raise ProtocolError(f"frame of {len(frame)} bytes has more elements than it may")
         try:
             message = decoder.decode(frame)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
@@ -79,6 +98,17 @@ def _decoder(kind: type[_M], *, name: str) -> Decode[_M]:
     return decode
 
 
+def _is_bounded(frame: bytes | memoryview) -> bool:
+    """Return whether a frame may be decoded: its elements are few for its size.
+
+    Of messages in columns each element has a bound of its own.
+    """
+    if frame[0] & 0xF0 == _FIXARRAY and frame[1] in _TAGS_IN_COLUMNS:
+        return True
+    most = min(FREE_ELEMENTS + len(frame) // BYTES_PER_ELEMENT, MAX_ELEMENTS)
+    return not has_more_than(most, frame)
+
+
 def _submit_is_bounded(message: m.Submit) -> bool:
     count = 0
     for group in message.groups:
@@ -88,6 +118,26 @@ def _submit_is_bounded(message: m.Submit) -> bool:
     return count <= m.MAX_BATCH_TASKS
 
 
+def _worker_hello_is_sound(message: m.WorkerHello) -> bool:
+    _check_names(message, message.worker_id, message.boot_id, message.worker_type, message.host)
+    _check_names(message, message.machine_id, *message.task_types, *message.models)
+    return len(message.held_ids) == len(message.held_tokens)
+
+
+def _client_hello_is_sound(message: m.ClientHello) -> bool:
+    _check_names(message, message.host)
+    return True
+
+
+def _check_names(message: m.Message, *names: str) -> None:
+    """Refuse what could do something to a terminal or a log."""
+    for name in names:
+        if _CONTROL.search(name):
+            kind = type(message).__name__
+            raise ProtocolError(f"{kind}: control characters in the name {name[:80]!a}")
+
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 #: How many items an `OfferedModel` has without those that came later.
 _FIRST_MODEL_ITEMS: Final = 14
 #: What leaves out of messages and their parts the last fields that came later: without them they
@@ -98,11 +148,9 @@ _SHORTEN: Final[dict[type, Callable[..., object]]] = {
     m.Services: _short_services,
     **{
         kind: _shortened(kind)
-        for kind in (
-            *(m.WorkerHello, m.Heartbeat, m.Release),
-            *(m.ClientHello, m.Accepted, m.Delivered),
-        )
+        for kind in (m.Heartbeat, m.Release, m.Accepted, m.Delivered, m.Welcome)
     },
+    **{kind: _shortened(kind, late=2) for kind in (m.WorkerHello, m.ClientHello)},
 }
 
 _COLUMN_CHECKS: Final[dict[type, Callable[..., bool]]] = {
@@ -111,14 +159,20 @@ _COLUMN_CHECKS: Final[dict[type, Callable[..., bool]]] = {
     m.Submit: _submit_is_bounded,
     m.Work: lambda it: all(len(g.ids) == len(g.tokens) == len(g.payloads) for g in it.groups),
     m.Release: lambda it: len(it.ids) == len(it.tokens),
-    m.WorkerHello: lambda it: len(it.held_ids) == len(it.held_tokens),
+    m.WorkerHello: _worker_hello_is_sound,
+    m.ClientHello: _client_hello_is_sound,
     m.Services: lambda it: len(it.held_ids) == len(it.held_services) == len(it.held_models),
     m.Placed: lambda it: len(it.ids) == len(it.placements),
     m.Delivered: lambda it: len(it.ids) == len(it.payloads),
     m.Outcomes: lambda it: len(it.ids) == len(it.states) == len(it.payloads),
 }
 
+_TAGS_IN_COLUMNS: Final = frozenset(
+    kind.__struct_config__.tag
+    for kind in (m.Results, m.Release, m.Chunks, m.Submit, m.Watch, m.Unwatch, m.Delivered)
+)
+
 #: What a broker, a worker and a client may receive.
-decode_to_broker: Final[Decode[m.ToBroker]] = _decoder(m.ToBroker, name="broker")  # type: ignore[arg-type]
+decode_to_broker: Final[Decode[m.ToBroker]] = _decoder(m.ToBroker, name="broker", is_strict=True)  # type: ignore[arg-type]
 decode_to_worker: Final[Decode[m.ToWorker]] = _decoder(m.ToWorker, name="worker")  # type: ignore[arg-type]
 decode_to_client: Final[Decode[m.ToClient]] = _decoder(m.ToClient, name="client")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ What `frames` and `service_messages` hold is imported from here too.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, field
 
@@ -35,6 +35,7 @@ from d8mesh.core.protocol.frames import (
     Names,
     Payload,
     Payloads,
+    Proof,
     Seconds,
     Session,
     TaskId,
@@ -64,7 +65,7 @@ __all__ = [
     "MAX_SERVICES", "MAX_SOURCE_CHARS", "MAX_STREAM_BYTES", "MAX_WARNINGS", "MAX_WINDOW",
     "MAX_WISH_CHARS", "SOFT_FRAME_BYTES", "Budget", "Count", "Described", "Ids", "Measured",
     "Name", "Names", "OfferedModel",
-    "OfferedService", "Payload", "Payloads", "Placed", "Placement", "Seconds", "Services",
+    "OfferedService", "Payload", "Payloads", "Placed", "Placement", "Proof", "Seconds", "Services",
     "Session", "TaskId", "Text", "Token", "Tokens", "Warm", "Window",
 ]  # fmt: skip
 
@@ -101,7 +102,8 @@ class WorkerHello(Frame, frozen=True, tag=10):
 
     `held_ids` and `held_tokens` are the attempts it is running, has waiting, or has
     finished without an acknowledgement; the broker takes them over where they still hold.
-    `trouble` says why it offers less than it could, in words for people.
+    `trouble` says why it offers less than it could, in words for people. `proof` shows that
+    the mesh key is known (`core.protocol.membership`); empty: no key is set.
     """
 
     version: int
@@ -119,6 +121,7 @@ class WorkerHello(Frame, frozen=True, tag=10):
     held_ids: Ids
     held_tokens: Tokens
     trouble: Text = ""
+    proof: Proof = b""
 
 
 class Heartbeat(Frame, frozen=True, tag=11):
@@ -173,13 +176,17 @@ class Chunks(Frame, frozen=True, tag=14):
 
 
 class ClientHello(Frame, frozen=True, tag=20):
-    """A client opens, or reopens, its session; `takes_streams`: it reads `Streams` too."""
+    """A client opens, or reopens, its session; `takes_streams`: it reads `Streams` too.
+
+    `proof` as in `WorkerHello`.
+    """
 
     version: int
     mesh: Name
     session: Session
     host: Text
     takes_streams: bool = False
+    proof: Proof = b""
 
 
 class Group(Frame, frozen=True):
@@ -261,11 +268,30 @@ class Delivered(Frame, frozen=True, tag=26):
     keep_s: Seconds = 0.0
 
 
+#: What may be done with a member.
+MemberChange: TypeAlias = Literal["approve", "revoke", "forget"]
+
+
+class ChangeMembers(Frame, frozen=True, tag=27):
+    """Let a key in, show one out, or forget one; answered by `Answer` with the same number.
+
+    `who` is a fingerprint, or a worker id or name. Only keys of the orchestrator's own data
+    folder may ask this.
+    """
+
+    request: Count
+    action: MemberChange
+    who: Name
+
+
 # ---------------------------------------------------------------- broker to both
 
 
 class Welcome(Frame, frozen=True, tag=40):
-    """The session stands. `dropped_ids` are held attempts that hold no longer: stop them."""
+    """The session stands. `dropped_ids` are held attempts that hold no longer: stop them.
+
+    `proof` shows that the orchestrator knows the mesh key; empty: it has none.
+    """
 
     version: int
     epoch: Count
@@ -273,6 +299,7 @@ class Welcome(Frame, frozen=True, tag=40):
     heartbeat_s: Seconds
     lease_s: Seconds
     dropped_ids: Ids
+    proof: Proof = b""
 
 
 class Rehello(Frame, frozen=True, tag=41):
@@ -406,7 +433,11 @@ class Answer(Frame, frozen=True, tag=63):
 
 _OfServices: TypeAlias = Services | Measured | Described
 _FromWorker: TypeAlias = WorkerHello | Heartbeat | Results | Release | Chunks | _OfServices
-_FromClient: TypeAlias = ClientHello | Submit | Watch | Unwatch | Listen | Query | Delivered
+#: What is answered by `Answer`.
+ClientQuestion: TypeAlias = Query | ChangeMembers
+_FromClient: TypeAlias = (
+    ClientHello | Submit | Watch | Unwatch | Listen | ClientQuestion | Delivered
+)
 _ToBoth: TypeAlias = Goodbye | Welcome | Rehello | Refused | Beat
 ToBroker: TypeAlias = Goodbye | _FromWorker | _FromClient
 ToWorker: TypeAlias = _ToBoth | Work | Received | Stop | Listening | Recall | Placed | Warm

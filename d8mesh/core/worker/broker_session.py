@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from d8mesh.core.protocol.membership import NOTHING_TO_SHOW, UNPROVEN, Credentials
 from d8mesh.core.protocol.messages import (
     MAX_BATCH_TASKS,
     MAX_STREAM_BYTES,
@@ -17,6 +18,8 @@ from d8mesh.core.protocol.messages import (
     VERSIONS,
     Chunks,
     Placement,
+    Refused,
+    Welcome,
     WorkerHello,
 )
 from d8mesh.core.worker.effects import Attempt, KeptResult
@@ -49,6 +52,8 @@ class Profile:
     models: tuple[str, ...] = ()
     #: why it offers less than it could, for people
     trouble: str = ""
+    #: what it shows an orchestrator, and asks of one
+    credentials: Credentials = NOTHING_TO_SHOW
 
 
 def failure(worker_id: str, error: str, duration_s: float) -> bytes:
@@ -98,6 +103,8 @@ class BrokerSession:
     """The state of one link; it outlives its transport."""
 
     key: str
+    #: the public key of who is at the other end
+    server_key: bytes | None = None
     is_up: bool = False
     is_welcome: bool = False
     #: why its last HELLO was refused; of interest while it is not welcome
@@ -262,6 +269,11 @@ class BrokerSession:
         return gone
 
 
+def unproven(message: Welcome) -> Refused:
+    """Return what a WELCOME without the proof of our mesh key comes to."""
+    return Refused(0, "access.orchestrator_key", f"{message.broker_id} {UNPROVEN}")
+
+
 def hello(
     me: Profile, window: int, broker: BrokerSession, owed: Iterable[KeptResult]
 ) -> WorkerHello:
@@ -279,5 +291,5 @@ def hello(
     return WorkerHello(
         VERSIONS[0], me.mesh, me.worker_id, me.boot_id, me.worker_type, me.machine_id, me.host,
         me.status_port, list(me.task_types), list(me.models), me.slots, window, ids, tokens,
-        me.trouble,
+        me.trouble, me.credentials.shown_to(broker.server_key),
     )  # fmt: skip

@@ -31,13 +31,8 @@ from d8mesh.core.protocol.messages import (
     Welcome,
     Work,
 )
-from d8mesh.core.worker.broker_session import (
-    BrokerSession,
-    Profile,
-    failure,
-    hello,
-    reason_in,
-)
+from d8mesh.core.worker import broker_session
+from d8mesh.core.worker.broker_session import BrokerSession, Profile, failure, hello, reason_in
 from d8mesh.core.worker.effects import (
     UNAVAILABLE,
     Abort,
@@ -120,9 +115,10 @@ class WorkerSession:
 
     # -------------------------------------------------------------------- transports
 
-    def link_up(self, link: str, now: float) -> list[WorkerEffect]:
-        """A transport to a broker is there: open the session."""
+    def link_up(self, link: str, now: float, server_key: bytes | None = None) -> list[WorkerEffect]:
+        """A transport to the broker with this public key is there: open the session."""
         broker = self.brokers.setdefault(link, BrokerSession(link))
+        broker.server_key = server_key
         broker.is_up, broker.heard = True, now
         return [self._hello(broker, now)]
 
@@ -134,6 +130,15 @@ class WorkerSession:
         broker.is_up = False
         broker.lose("the connection broke")
         return self._kept.save(broker) + self._offer(now, but=broker)
+
+    def link_refused(self, link: str, why: str, now: float) -> list[WorkerEffect]:
+        """The transport is refused by who is there; another is made in a while."""
+        broker = self.brokers.get(link)
+        if broker is None:
+            return []
+        effects = self.link_down(link, now)
+        broker.refusal = broker.lost = why
+        return effects
 
     def forget_link(self, link: str) -> list[WorkerEffect]:
         """The link will not come back; its attempts are cancelled, its results stay owed."""
@@ -227,6 +232,8 @@ class WorkerSession:
         return effects
 
     def _welcome(self, message: Welcome, broker: BrokerSession, now: float) -> list[WorkerEffect]:
+        if not self.profile.credentials.accept(broker.server_key, message.proof):
+            return self._refused(broker_session.unproven(message), broker, now)
         for other in self.brokers.values():
             if other is not broker and other.is_welcome and other.broker_id == message.broker_id:
                 # Two links to one broker: the one with work stays, and says what both hold.
@@ -236,7 +243,7 @@ class WorkerSession:
         effects: list[WorkerEffect] = [Joined(broker.key, message.broker_id)]
         if broker.broker_id not in ("", message.broker_id):  # another lives at this address now
             effects += self._strand(broker)
-        broker.is_welcome, broker.work_seq, broker.lost = True, 0, ""
+        broker.is_welcome, broker.work_seq, broker.lost, broker.refusal = True, 0, "", ""
         broker.placing = {}
         broker.broker_id, broker.epoch = message.broker_id, message.epoch
         broker.heartbeat_s = max(0.1, message.heartbeat_s)

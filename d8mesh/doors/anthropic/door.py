@@ -7,7 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.core.protocol.chat import THINKING
+from d8mesh.doors.anthropic.described import ANTHROPIC_CALLS, AnthropicProblem
 from d8mesh.doors.anthropic.message_answer import message_body
 from d8mesh.doors.anthropic.message_request import AskedMessage, asked_of_message
 from d8mesh.doors.anthropic.message_stream import MessageForm
@@ -19,7 +21,7 @@ from d8mesh.doors.llm.ignored import ignored_fields_header
 from d8mesh.doors.llm.wanted import FindsModels, HasAbilities
 from d8mesh.http.answers import Refusal, Response, answer
 from d8mesh.http.origins import no_origin
-from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request
+from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request, with_descriptions
 from d8mesh.http.strict import parse_lenient_json
 
 ANTHROPIC: Final = "anthropic"
@@ -57,8 +59,14 @@ def anthropic_door(
         taken(f"{batches}/<path:inner>", no_batches, method="POST"),
         taken(f"{batches}/<path:inner>", no_batches, method="DELETE"),
     )
-    prefixes = (MESSAGES_PATH,)
-    return Door(routes=routes, problem=anthropic_problem, prefixes=prefixes, origins=origins)
+    return Door(
+        routes=with_descriptions(routes, ANTHROPIC_CALLS),
+        problem=anthropic_problem,
+        problem_kind=AnthropicProblem,
+        prefixes=(MESSAGES_PATH,),
+        origins=origins,
+        scopes=frozenset({TokenScope.CHAT}),
+    )
 
 
 def asked_of(body: bytes) -> AskedMessage:

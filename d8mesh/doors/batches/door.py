@@ -9,28 +9,32 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from d8mesh.config import Config
+from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.core.protocol.source import TaskSource
 from d8mesh.doors.batches.answering import BatchRequests
 from d8mesh.doors.batches.batch_folder import BatchFolder, LlmBatch, told
 from d8mesh.doors.batches.creation import WantedBatch, wanted_batch
+from d8mesh.doors.batches.described import (
+    BATCHES_CALLS,
+    BATCHES_LISTED,
+    MAX_BATCHES_LISTED,
+    MAX_FILES_LISTED,
+)
 from d8mesh.doors.batches.runner import BatchRunner
 from d8mesh.doors.batches.stored_files import FileFolder, StoredFile
 from d8mesh.doors.batches.uploads import BATCH, FORM_BYTES, MAX_UPLOAD_BYTES, Upload
 from d8mesh.doors.llm.delivered import DeliveredAnswers
+from d8mesh.doors.llm.spending import SpendsTokens, spend_nothing
 from d8mesh.doors.llm.wanted import FindsModels
 from d8mesh.doors.query import integer
 from d8mesh.errors import D8Error, InvalidTaskError
 from d8mesh.http.answers import Refusal, Response, answer
 from d8mesh.http.multipart import boundary_of
-from d8mesh.http.routes import Door, HttpRoute, Request
+from d8mesh.http.routes import Door, HttpRoute, Request, with_descriptions
 from d8mesh.nodes.client.aio.node import AsyncNode
 
 #: In the data folder; the door's name, too.
 DOOR_FOLDER: Final = "batches"
-#: Of a list, as OpenAI has it.
-MAX_FILES_LISTED: Final = 10_000
-MAX_BATCHES_LISTED: Final = 100
-BATCHES_LISTED: Final = 20
 #: Read and sent at once.
 SENT_BYTES: Final = 256 * 1024
 #: Longest id that is looked for; ours have thirty characters.
@@ -39,8 +43,14 @@ _CONTENT: Final = "application/octet-stream"
 _Stored = TypeVar("_Stored", StoredFile, LlmBatch)
 
 
-def batch_runner(config: Config, mesh: AsyncNode, models: FindsModels) -> BatchRunner:
-    """Return what runs the batches of this orchestrator, in its data folder."""
+def batch_runner(
+    config: Config, mesh: AsyncNode, models: FindsModels, spend: SpendsTokens = spend_nothing
+) -> BatchRunner:
+    """Return what runs the batches of this orchestrator, in its data folder.
+
+    Args:
+        spend: is told what was read and written for an access token.
+    """
     folder = Path(config.data_dir) / DOOR_FOLDER
     reserve_bytes = config.disk_reserve_mb * 1_000_000
     delivered = DeliveredAnswers(mesh, keeps_all=config.keep_chats)
@@ -48,16 +58,19 @@ def batch_runner(config: Config, mesh: AsyncNode, models: FindsModels) -> BatchR
         mesh,
         FileFolder(folder / "files", reserve_bytes),
         BatchFolder(folder),
-        BatchRequests(models, delivered),
+        BatchRequests(models, delivered, spend),
         lambda batch: TaskSource(DOOR_FOLDER, batch.address, batch.program).text(),
     )
 
 
-def batches_door(runner: BatchRunner, problem: Callable[[D8Error | Refusal], Response]) -> Door:
+def batches_door(
+    runner: BatchRunner, problem: Callable[[D8Error | Refusal], Response], problem_kind: type
+) -> Door:
     """Return the door.
 
     Args:
         problem: tells errors in OpenAI's form.
+        problem_kind: the type of what that makes.
     """
     files, batches = FileCalls(runner), BatchCalls(runner)
     most = MAX_UPLOAD_BYTES + FORM_BYTES
@@ -81,7 +94,13 @@ def batches_door(runner: BatchRunner, problem: Callable[[D8Error | Refusal], Res
         HttpRoute("/v1/batches/<batch_id>", batches.shown),
         HttpRoute("/v1/batches/<batch_id>/cancel", batches.cancel, method="POST", takes=None),
     )
-    return Door(routes=routes, problem=problem, prefixes=("/v1/files", "/v1/batches"))
+    return Door(
+        routes=with_descriptions(routes, BATCHES_CALLS),
+        problem=problem,
+        problem_kind=problem_kind,
+        prefixes=("/v1/files", "/v1/batches"),
+        scopes=frozenset({TokenScope.CHAT}),
+    )
 
 
 class FileCalls:
@@ -160,6 +179,7 @@ class BatchCalls:
             priority=wanted.priority,
             address=request.remote_addr or "",
             program=request.fields.get("user-agent", ""),
+            token=request.access.token,
             output_id=self._runner.files.new_id(),
             error_id=self._runner.files.new_id(),
             output_stays_s=wanted.output_stays_s,

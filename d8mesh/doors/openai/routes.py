@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.openai.asking import CallAnswers
 from d8mesh.doors.openai.calls import CALLS
+from d8mesh.doors.openai.described import OPENAI_CALLS, OpenAiProblem
 from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.doors.openai.listing import AnswersOthers, ListingCalls
-from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute
+from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, with_descriptions
 
 #: Paths whose errors are told in OpenAI's form.
 OPENAI_PREFIXES: Final = ("/v1",)
@@ -49,4 +51,11 @@ def openai_door(
                 ends_with_caller=True,
             )
         )
-    return Door(routes=routes, problem=openai_problem, prefixes=OPENAI_PREFIXES, origins=origins)
+    return Door(
+        routes=with_descriptions(routes, OPENAI_CALLS),
+        problem=openai_problem,
+        problem_kind=OpenAiProblem,
+        prefixes=OPENAI_PREFIXES,
+        origins=origins,
+        scopes=frozenset({TokenScope.CHAT}),
+    )

@@ -1,10 +1,10 @@
 """ZeroMQ: the broker's ROUTER, a session's DEALER, and the loop that waits for both.
 
-The only module that imports zmq. A message is one frame. Nothing here ever blocks in a
-send. Sockets belong to the thread that made them; only `Waker.wake` may be called from
-another.
+A message is one frame, and every connection is encrypted and proven by CURVE. Nothing here ever
+blocks in a send. Sockets belong to the thread that made them; only `Waker.wake` may be called
+from another.
 
-Source: https://libzmq.readthedocs.io/en/latest/zmq_setsockopt.html, RFC 23/ZMTP, RFC 27/ZAP
+Source: https://libzmq.readthedocs.io/en/latest/zmq_setsockopt.html, RFC 23/ZMTP, RFC 26/CurveZMQ
 """
 
 from __future__ import annotations
@@ -13,19 +13,26 @@ import contextlib
 import errno
 import socket
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import zmq
 
+from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol.addresses import endpoint
+from d8mesh.core.protocol.membership import Verdict
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
+from d8mesh.edge.transport.connections import Connections
+from d8mesh.edge.transport.keys import KeyPair
+from d8mesh.edge.transport.self_test import prove_gate
+from d8mesh.edge.transport.zap import CURVE, ZAP_DOMAIN, Gate, ZapHandler
 from d8mesh.errors import BrokerUnavailableError, D8Error
 
-#: A peer that has not finished the ZMTP handshake by then is dropped (silence, TLS, HTTP).
-HANDSHAKE_MS: Final = 3000
-#: Transport heartbeats: a dead TCP connection is noticed and closed by libzmq itself.
+#: A peer that has not finished the ZMTP handshake by then is dropped: silence is over in 3 s.
+HANDSHAKE_MS: Final = 2500
+#: Transport heartbeats: a dead TCP connection is noticed and closed by libzmq itself. Links send
+#: them, and a ROUTER closes a connection over which they have ceased. It sends none: libzmq 4.3.5
+#: aborts the process when one is due on a connection that broke while its queue was full.
 HEARTBEAT_MS: Final = 5000
 HEARTBEAT_TIMEOUT_MS: Final = 15_000
 #: Messages that may wait for one peer; a message is a batch, so this is plenty.
@@ -37,6 +44,11 @@ RECONNECT_MS: Final = 50
 RECONNECT_MAX_MS: Final = 200
 #: A connection that nobody answers is tried anew: the system alone would pause up to a minute.
 CONNECT_MS: Final = 2000
+#: What CURVE adds to a frame, at most: its name, a nonce, a flag and a seal.
+SEAL_BYTES: Final = 64
+#: So many handshakes fail one after the other before it is believed: one breaks off when its
+#: orchestrator is being stopped.
+MAX_FAILED_HANDSHAKES: Final = 3
 #: Connections waiting to be accepted.
 BACKLOG: Final = 1024
 #: How long closing may wait for what is still to be sent: a goodbye, not a queue.
@@ -46,11 +58,12 @@ COPIED_BYTES: Final = 65_536
 #: As plain numbers: arithmetic with pyzmq's enums costs more than what it asks for.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _READABLE: Final = int(zmq.POLLIN)
+#: Not _PROTOCOL: while that is told of, a frame that does not open ends the process (libzmq 4.3.5).
+_HANDSHAKE_FAILED: Final = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _AND_MORE: Final = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 #: libzmq's own numbers: on Windows they are not those of Python's `errno`, but of the C library.
 #: A port that the system keeps to itself (EACCES, which zmq.Errno lacks) is as good as taken.
 _TAKEN: Final = (zmq.Errno.EADDRINUSE, errno.EACCES)
-_ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 
 
 class Waker:
@@ -160,12 +173,15 @@ class RouterEndpoint:
     Args:
         hosts: addresses to listen on, all with the same port; ``*`` for all there are.
         ports: tried in turn; the first free one is taken.
-        is_admissible: whether a peer of this address may connect at all; others are
+        keys: the key pair of this orchestrator; None: without encryption, for measurements of
+            what it costs. No production code does that.
+        gate: whether a peer of this address and public key may connect at all; others are
             refused before a frame of theirs is read (ZAP).
         is_taken: whether an address and port are somebody else's although they could be bound.
+        wake: called, from a thread of its own, when there are rejections, or to have it received.
 
     Raises:
-        D8Error: none of the ports is free.
+        D8Error: none of the ports is free, or the gate does not hold (`self_test`).
     """
 
     def __init__(
@@ -173,37 +189,45 @@ class RouterEndpoint:
         hosts: str | Sequence[str],
         ports: Sequence[int],
         *,
-        is_admissible: Callable[[str], bool],
+        keys: KeyPair | None,
+        gate: Gate,
         is_taken: Callable[[str, int], bool] = lambda host, port: False,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self._context = zmq.Context()
-        _guard(self._context, is_admissible)
-        self.socket = self._context.socket(zmq.ROUTER)
+        handler = ZapHandler(self._context, gate, mechanism=b"NULL" if keys is None else CURVE)
+        if keys is not None:
+            try:
+                prove_gate(lambda: _guarded(self._context, keys), handler, keys.public)
+            except BaseException:
+                self._context.term()
+                raise
+        self.socket = _guarded(self._context, keys)
         self._alone = [(self.socket, _READABLE)]
-        _configure(self.socket)
-        self.socket.set(zmq.ROUTER_MANDATORY, 1)
-        self.socket.set(zmq.BACKLOG, BACKLOG)
-        self.socket.set(zmq.ZAP_DOMAIN, b"d8")
         self._send = _plain_send(self.socket)
-        self._addresses: dict[bytes, str] = {}
+        self._peers: dict[bytes, Peer] = {}
+        self._connections = Connections(
+            self._context, self.socket, handshake_s=HANDSHAKE_MS / 1000, wake=wake
+        )
+        #: connections that were refused or cut off, for the loop to count
+        self.rejections = self._connections.rejections
+        self._slow = self._connections.guard.slow
         try:
             self.port = self._bind([hosts] if isinstance(hosts, str) else hosts, ports, is_taken)
         except BaseException:  # also on Ctrl-C: what was taken is let go
             self.close()
             raise
 
-    def receive(
-        self, limit: int, *, is_readable: bool = False
-    ) -> list[tuple[bytes, str, bytes | None]]:
-        """Return (routing id, address, frame) of what has come in, at most `limit`.
+    def receive(self, limit: int, *, is_readable: bool = False) -> list[tuple[Peer, bytes | None]]:
+        """Return (who said it, frame) of what has come in, at most `limit`.
 
         The frame is None for a message of more than one frame.
 
         Args:
             is_readable: it is known that something has come in, and need not be asked.
         """
-        received: list[tuple[bytes, str, bytes | None]] = []
-        get, addresses, alone = self.socket.recv, self._addresses, self._alone
+        received: list[tuple[Peer, bytes | None]] = []
+        get, peers, alone = self.socket.recv, self._peers, self._alone
         while len(received) < limit:
             # Asking whether there is more costs a fifth of the exception that says there is
             # not; where several came, more is likely.
@@ -218,43 +242,51 @@ class RouterEndpoint:
             # A frame always follows it. Uncopied, it tells whether there is more at once: to ask
             # the socket costs more than both calls.
             part = get(_NOBLOCK, False, False)
-            address = addresses.get(routing_id)
-            if address is None:
-                address = self._first(routing_id, part)
+            peer = peers.get(routing_id)
+            if peer is None:
+                peer = self._first(routing_id, part)
             if part.more:
                 while get(_NOBLOCK, False).more:
                     pass
-                received.append((routing_id, address, None))
+                received.append((peer, None))
             else:
-                received.append((routing_id, address, part.bytes))
+                received.append((peer, part.bytes))
+        self._connections.took(received, is_all=len(received) < limit)
         return received
 
     def send(self, routing_id: bytes, frame: bytes) -> bool:
         """Send without waiting; False: the peer is gone (EHOSTUNREACH) or reads too slowly."""
+        if self._slow and not self._connections.guard.takes(routing_id, len(frame)):
+            return False
         try:
             self._send(routing_id, _AND_MORE)
             self._send(frame, _NOBLOCK, len(frame) < COPIED_BYTES)
         except zmq.ZMQError as error:
             if error.errno == zmq.Errno.EHOSTUNREACH:
-                self._addresses.pop(routing_id, None)
+                self._peers.pop(routing_id, None)
             return False
         return True
 
+    def drop(self, peer: Peer) -> None:
+        """Close the connection of a peer."""
+        self._connections.drop(peer.routing_id)
+
     def close(self) -> None:
         """Let the port go."""
+        self._connections.close()
         self.socket.close(LINGER_MS)
         self._context.term()
 
-    def _first(self, routing_id: bytes, part: zmq.Frame) -> str:
-        """Return the address that the first frame of a connection came from."""
-        try:
-            address = str(part.get("Peer-Address")).removeprefix("::ffff:")
-        except zmq.ZMQError:
-            address = ""
-        if len(self._addresses) >= MAX_PEER_ADDRESSES:
-            self._addresses.clear()  # asked again at the next frame of each
-        self._addresses[routing_id] = address
-        return address
+    def _first(self, routing_id: bytes, part: zmq.Frame) -> Peer:
+        """Return who said the first frame of a connection, by its address and key."""
+        self._connections.hear_first(part, routing_id)
+        address, key = _told_of(part, "Peer-Address"), _told_of(part, "User-Id")
+        if len(self._peers) >= MAX_KNOWN_PEERS:
+            self._peers.clear()  # asked again at the next frame of each
+        peer = self._peers[routing_id] = Peer(
+            routing_id, address.removeprefix("::ffff:"), bytes.fromhex(key) or None
+        )
+        return peer
 
     def _bind(
         self, hosts: Sequence[str], ports: Sequence[int], is_taken: Callable[[str, int], bool]
@@ -288,12 +320,19 @@ class RouterEndpoint:
         return port
 
 
-#: Connections whose address is remembered.
-MAX_PEER_ADDRESSES: Final = 16_384
+#: Connections whose address and key are remembered.
+MAX_KNOWN_PEERS: Final = 16_384
 
 
 class SharedContext(zmq.Context[zmq.Socket[bytes]]):
     """Lets many `DealerLink` s of one process share ZeroMQ's own threads; `term` lets them go."""
+
+
+class Closes(Protocol):
+    """Something that is let go with what stands on it."""
+
+    def close(self) -> None:
+        """Let it go."""
 
 
 class DealerLink:
@@ -302,17 +341,33 @@ class DealerLink:
     Args:
         endpoint: ``tcp://HOST:PORT``.
         shared: whose threads to use; None: some of its own.
-        server_key: the broker's public key, 32 bytes: what is said is encrypted, and another
-            broker cannot answer; None: neither.
+        server_key: the broker's public key, 32 bytes: what is said is encrypted for it alone, and
+            nobody else can answer.
+        keys: the key pair of this node, by which the broker knows it; None: as for
+            `RouterEndpoint`, and `server_key` too.
+        tunnel: what leads from `endpoint` to the broker; it is closed with the link.
 
     When the connection breaks, it is made again to the same address. `is_cut` tells that it
-    is broken; `is_renewed` that it was, and that the other side may know nothing of us.
+    is broken; `is_renewed` that it was, and that the other side may know nothing of us. Once it
+    `is_refused` it had better be closed: it is made anew in vain many times a second, or never.
     """
 
     def __init__(
-        self, endpoint: str, shared: SharedContext | None = None, server_key: bytes | None = None
+        self,
+        endpoint: str,
+        shared: SharedContext | None = None,
+        *,
+        server_key: bytes | None,
+        keys: KeyPair | None,
+        tunnel: Closes | None = None,
     ) -> None:
+        #: of who is at the other end
+        self.server_key = server_key
         self.is_cut = self.is_renewed = False
+        #: what the broker said of our key instead of letting us in
+        self.verdict: Verdict | None = None
+        self._failures = 0  #: handshakes that have failed since one succeeded
+        self._tunnel = tunnel
         context = SharedContext() if shared is None else shared
         self._owned = context if shared is None else None
         with contextlib.ExitStack() as undo:
@@ -325,11 +380,12 @@ class DealerLink:
                 self.socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
                 self.socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
                 self.socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
-                if server_key is not None:
-                    self.socket.curve_publickey, self.socket.curve_secretkey = zmq.curve_keypair()
-                    self.socket.curve_serverkey = server_key
+                if keys is not None:
+                    self.socket.curve_publickey = keys.public
+                    self.socket.curve_secretkey = keys.secret
+                    self.socket.curve_serverkey = server_key or b""
                 self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
-                    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+                    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
                 )
                 undo.callback(self.monitor.close, 0)
                 self.socket.connect(endpoint)
@@ -338,6 +394,11 @@ class DealerLink:
             undo.pop_all()
         self._send = _plain_send(self.socket)
         self._alone = [(self.socket, _READABLE)]
+
+    @property
+    def is_tunnelled(self) -> bool:
+        """True if it leads through the REST port."""
+        return self._tunnel is not None
 
     def send(self, frame: bytes) -> bool:
         """Send without waiting; False if the queue to the broker is full."""
@@ -388,9 +449,23 @@ class DealerLink:
                 told, _ = self.monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.ZMQError:
                 return
-            is_cut = int.from_bytes(told[:2], sys.byteorder) == zmq.EVENT_DISCONNECTED
-            self.is_renewed = not is_cut and (self.is_cut or self.is_renewed)
-            self.is_cut = is_cut
+            kind = int.from_bytes(told[:2], sys.byteorder)
+            if kind == zmq.EVENT_DISCONNECTED:
+                self.is_cut, self.is_renewed = True, False
+            elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.is_renewed = self.is_cut or self.is_renewed
+                self.is_cut, self._failures = False, 0
+            elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                status = str(int.from_bytes(told[2:6], sys.byteorder))
+                is_final = status == Verdict.REFUSED.value
+                self.verdict = Verdict.REFUSED if is_final else Verdict.WAITING
+            else:
+                self._failures += 1
+
+    @property
+    def is_refused(self) -> bool:
+        """True when what answers there does not let us in, or is not who it should be."""
+        return self.verdict is not None or self._failures >= MAX_FAILED_HANDSHAKES
 
     def close(self) -> None:
         """Let the connection go."""
@@ -399,30 +474,30 @@ class DealerLink:
         self.socket.close(LINGER_MS)
         if self._owned is not None:
             self._owned.term()
+        if self._tunnel is not None:
+            self._tunnel.close()
 
 
-def _guard(context: zmq.Context[zmq.Socket[bytes]], allows: Callable[[str], bool]) -> None:
-    """Have peers refused by their address before they are heard, until `context` is terminated.
+def _guarded(context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair | None) -> zmq.Socket[bytes]:
+    """Return a ROUTER that is not bound; None: one without encryption."""
+    router = context.socket(zmq.ROUTER)
+    _configure(router)
+    router.set(zmq.ROUTER_MANDATORY, 1)
+    router.set(zmq.HEARTBEAT_IVL, 0)
+    router.set(zmq.BACKLOG, BACKLOG)
+    router.set(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+    if keys is not None:
+        router.curve_server = True
+        router.curve_secretkey = keys.secret
+    return router
 
-    That is ZAP for the NULL mechanism.
-    """
-    asked = context.socket(zmq.REP)
-    asked.linger = 0
-    asked.bind(_ZAP_ENDPOINT)
 
-    def serve() -> None:
-        with asked, contextlib.suppress(zmq.ContextTerminated):
-            while True:
-                parts = asked.recv_multipart()
-                version, request, address = parts[0], parts[1], parts[3].decode("ascii", "replace")
-                try:
-                    is_allowed = allows(address.removeprefix("::ffff:"))
-                except Exception:  # without this thread nobody could connect at all
-                    is_allowed = False
-                status = (b"200", b"OK") if is_allowed else (b"400", b"not a private network")
-                asked.send_multipart((version, request, *status, b"", b""))
-
-    threading.Thread(target=serve, name="zap", daemon=True).start()
+def _told_of(part: zmq.Frame, what: str) -> str:
+    """Return what is known of the connection that a frame came over; "" if nothing is."""
+    try:
+        return str(part.get(what))
+    except zmq.ZMQError:
+        return ""
 
 
 def _plain_send(handle: zmq.Socket[bytes]) -> Callable[..., object]:
@@ -436,7 +511,7 @@ def _plain_send(handle: zmq.Socket[bytes]) -> Callable[..., object]:
 def _configure(handle: zmq.Socket[bytes]) -> None:
     for option, value in (
         (zmq.LINGER, LINGER_MS),
-        (zmq.MAXMSGSIZE, MAX_FRAME_BYTES),
+        (zmq.MAXMSGSIZE, MAX_FRAME_BYTES + SEAL_BYTES),
         (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
         (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
         (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),

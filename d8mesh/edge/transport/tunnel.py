@@ -1,10 +1,12 @@
-"""A session over HTTP: the frames of ZeroMQ through ``POST /api/mesh/exchange``.
+"""A connection to the broker through the REST port: its bytes, over ``POST /api/mesh/exchange``.
 
-For machines that can reach the REST port only. One thread sends what there is, another
-keeps a long poll open, so that sending never waits for the poll. The body of a request and
-of an answer is a msgpack array of frames; ``X-D8-Link`` names the link, made up here. Only
-the poll brings frames, so they come in order. An answer that got lost is gone: after a
-failed poll the session is told to say HELLO again, which repairs whatever was in it.
+For machines that can reach the REST port only. A link connects to a port of its own on this
+machine; what it says there is carried to the broker, and back. Keys and proofs are between the
+link and the broker: whoever stands between can only break the connection.
+
+Both directions count their bytes, so a request or an answer that got lost, came late or came
+twice changes nothing: it is asked again, and what was taken already is passed over. Where the
+other side does not know the link any more the connection ends, and the link makes another.
 
 Source: ``docs/PROTOCOL.md``, section Exchange
 """
@@ -13,134 +15,182 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import logging
 import secrets
 import socket
 import threading
-from collections import deque
-from collections.abc import Callable
+import time
+from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
 
-import msgspec
+from d8mesh.core.protocol.membership import link_pass
+from d8mesh.edge.transport.http_answer import HttpAnswer
+from d8mesh.edge.transport.web_client import WebAccess, connect_to
 
-from d8mesh.core.protocol.codec import encode
-from d8mesh.core.protocol.messages import Rehello
-
-CONTENT_TYPE: Final = "application/x-d8-frames"
+BYTES_TYPE: Final = "application/octet-stream"
 LINK_HEADER: Final = "X-D8-Link"
-PATH: Final = "/api/mesh/exchange"
+#: Where the bytes of a request stand in all that the link has sent; its last bytes.
+AT_HEADER: Final = "X-D8-At"
+END_HEADER: Final = "X-D8-End"
+#: From where on bytes of the broker are wanted; all before it have arrived. How long to wait.
+FROM_HEADER: Final = "X-D8-From"
+WAIT_HEADER: Final = "X-D8-Wait"
+EXCHANGE_PATH: Final = "/api/mesh/exchange"
 #: How long the other side may hold a poll open with nothing to say.
-POLL_S: Final = 20
-#: Frames waiting to be sent, or to be received; more are refused, or left where they are.
-MAX_WAITING_FRAMES: Final = 1000
-#: Bytes of frames put into one request: below the largest body that is taken there.
-MAX_TUNNEL_BODY_BYTES: Final = 40 * 1024 * 1024
-#: Largest answer that is read.
-MAX_TUNNEL_ANSWER_BYTES: Final = 80 * 1024 * 1024
-#: The pause after a failed request, and between looks whether frames have been taken.
-PAUSE_S: Final = 0.5
-TAKEN_LOOK_S: Final = 0.05
-#: How long a connection and an answer may take, beside the poll's own time.
-SLACK_S: Final = 10
+TUNNEL_POLL_S: Final = 20
+#: Bytes of one request and of one answer: more would be memory of the other side, not speed.
+MAX_TUNNEL_BYTES: Final = 256 * 1024
+#: How long a connection, and an answer beside the poll's own time, may take.
+TUNNEL_ANSWER_S: Final = 10.0
+#: The pause after a failed request; after so long without a good one the connection is given up.
+TUNNEL_PAUSE_S: Final = 0.5
+GIVE_UP_S: Final = 10.0
+#: Pauses before the next connection where the one before never reached the broker, growing.
+MAX_TUNNEL_PAUSE_S: Final = 5.0
+#: How long closing waits for the last bytes to be taken.
+LAST_BYTES_S: Final = 0.3
+#: Answers that do not mean that the link is unknown there, or refused.
+_PASSING: Final = frozenset({0, 408, 425, 429, 500, 502, 503, 504})
+_UNANSWERED: Final = (OSError, http.client.HTTPException, ValueError)
+_log: Final = logging.getLogger("d8mesh.exchange")
 
-_decoder: Final = msgspec.msgpack.Decoder(list[bytes])
 
-
-class ExchangeLink:
-    """One link to one broker through its REST port; the same calls as a `DealerLink`.
+class Tunnel:
+    """Leads from a port of this machine to the broker, one connection at a time.
 
     Args:
-        url: ``http://HOST:PORT`` of the orchestrator.
-        wake: called, from a thread of this link, when something has come in.
+        url: ``http://HOST:PORT`` or ``https://HOST:PORT`` of the orchestrator.
+        access: what is shown there, and what has to be shown to us.
 
-    Thread: one thread calls these; `wake` is called by another.
+    Thread: any; connections are carried by threads of its own.
     """
 
-    #: as of a `DealerLink`: here each request has a connection of its own
-    is_cut = is_renewed = False
-
-    def __init__(self, url: str, wake: Callable[[], None]) -> None:
-        self._wake = wake
-        self._id = secrets.token_hex(16)
-        self._received: deque[bytes] = deque()
-        self._waiting: deque[bytes] = deque()
-        self._has_work = threading.Condition()
-        self._stop = threading.Event()
-        self._sender, self._poller = _Line(url, self._id), _Line(url, self._id)
-        for target in (self._send_all, self._poll_all):
-            threading.Thread(target=target, name="exchange", daemon=True).start()
-
-    def send(self, frame: bytes) -> bool:
-        """Send without waiting; False if too much waits already."""
-        if len(self._waiting) >= MAX_WAITING_FRAMES:
-            return False
-        with self._has_work:
-            self._waiting.append(frame)
-            self._has_work.notify()
-        return True
-
-    def receive(self, limit: int) -> list[bytes]:
-        """Return what has come in, at most `limit` frames; never waits."""
-        received: list[bytes] = []
-        while self._received and len(received) < limit:
-            received.append(self._received.popleft())
-        if self._received:
-            self._wake()  # nothing else would: no descriptor tells of these
-        return received
+    def __init__(self, url: str, access: WebAccess) -> None:
+        self._url, self._access = url, access
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        #: where a link is to connect to
+        self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._closing = threading.Event()
+        self._pipe: _Pipe | None = None
+        self._thread = threading.Thread(target=self._serve, name="exchange", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        """Stop; what waits is sent first, if one try does it."""
-        with self._has_work:
-            self._stop.set()
-            self._has_work.notify_all()
+        """Stop, once the link has closed its connection; its last bytes are sent, in one try."""
+        self._closing.set()
+        pipe = self._pipe
+        if pipe is not None:
+            pipe.finish()
+        with contextlib.suppress(OSError):  # ends a wait for a connection
+            socket.create_connection(self._listener.getsockname(), timeout=LAST_BYTES_S).close()
+        self._thread.join(LAST_BYTES_S)
+
+    def _serve(self) -> None:
+        pause_s = TUNNEL_PAUSE_S
+        with self._listener:
+            while True:
+                try:
+                    near, _ = self._listener.accept()
+                except OSError:  # no descriptor is left
+                    if self._closing.wait(TUNNEL_PAUSE_S):
+                        return
+                    continue
+                with near:
+                    if self._closing.is_set():
+                        return
+                    self._pipe = pipe = _Pipe(self._url, self._access, near)
+                    if self._closing.is_set():
+                        pipe.finish()
+                    pipe.carry()
+                pause_s = TUNNEL_PAUSE_S if pipe.is_open else min(MAX_TUNNEL_PAUSE_S, pause_s * 2)
+                if not pipe.is_open:
+                    self._closing.wait(pause_s)
+
+
+class _Pipe:
+    """One connection of a link, carried under an id of its own.
+
+    The thread that calls `carry` takes what the link says; another one keeps a poll open, so
+    that sending never waits for it.
+    """
+
+    def __init__(self, url: str, access: WebAccess, near: socket.socket) -> None:
+        near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._near = near
+        link_id = secrets.token_hex(16)
+        self._sender, self._poller = (_Line(url, access, link_id) for _ in range(2))
+        #: it is over; only its last bytes are waited for
+        self._over, self._finishing = threading.Event(), threading.Event()
+        #: whether the other side has ever taken something
+        self.is_open = False
+
+    def finish(self) -> None:
+        """The link is about to close: nothing that comes for it matters. Thread: any."""
+        self._finishing.set()
         self._poller.cut()
 
-    # ------------------------------------------------------------------- the threads
-
-    def _send_all(self) -> None:
-        while True:
-            with self._has_work:
-                while not self._waiting and not self._stop.is_set():
-                    self._has_work.wait()
-                frames = self._take()
-            if frames and self._sender.exchange(frames, wait_s=None) is None:
-                with self._has_work:
-                    self._waiting.extendleft(reversed(frames))
-                if self._stop.wait(PAUSE_S):
-                    break
-            if self._stop.is_set() and not self._waiting:
-                break
+    def carry(self) -> None:
+        """Carry bytes until one side has closed."""
+        buffer = memoryview(bytearray(MAX_TUNNEL_BYTES))
+        polling = threading.Thread(target=self._poll, name="exchange", daemon=True)
+        at = 0
+        with contextlib.suppress(*_UNANSWERED):
+            while (count := self._near.recv_into(buffer)) and self._send(at, bytes(buffer[:count])):
+                at += count
+                if not self.is_open:
+                    self.is_open = True
+                    polling.start()
+        if self.is_open and not self._over.is_set():
+            with contextlib.suppress(*_UNANSWERED):
+                self._sender.ask({AT_HEADER: at, END_HEADER: 1}, b"")
+        self._end()
         self._sender.close()
+        if self.is_open:
+            self._poller.cut()
+            polling.join(TUNNEL_ANSWER_S)
 
-    def _poll_all(self) -> None:
-        is_in_doubt = False
-        while not self._stop.is_set():
-            if len(self._received) >= MAX_WAITING_FRAMES:
-                self._stop.wait(TAKEN_LOOK_S)
-                continue
-            # After a failure the first poll returns at once: the session shall not wait.
-            received = self._poller.exchange([], wait_s=0 if is_in_doubt else POLL_S)
-            if received is None:
-                is_in_doubt = True
-                self._stop.wait(PAUSE_S)
-                continue
-            if is_in_doubt:
-                is_in_doubt = False
-                received = [encode(Rehello("an answer over HTTP was lost")), *received]
-            if received:
-                self._received.extend(received)
-                self._wake()
+    def _send(self, at: int, body: bytes) -> bool:
+        """Return whether the other side has taken these bytes."""
+        until = time.monotonic() + GIVE_UP_S
+        while not self._over.is_set():
+            status, content = _tried(self._sender, {AT_HEADER: at}, body)
+            if status == HTTPStatus.OK:
+                return True
+            is_late = time.monotonic() >= until or self._finishing.is_set()
+            if status not in _PASSING or is_late:
+                self._tell(status, content)
+                return False
+            self._over.wait(TUNNEL_PAUSE_S)
+        return False
+
+    def _poll(self) -> None:
+        got, until = 0, time.monotonic() + GIVE_UP_S
+        with contextlib.suppress(OSError):  # the link has closed
+            while not self._over.is_set() and not self._finishing.is_set():
+                wanted = {FROM_HEADER: got, WAIT_HEADER: TUNNEL_POLL_S}
+                status, content = _tried(self._poller, wanted, b"")
+                if status == HTTPStatus.OK:
+                    self._near.sendall(content)
+                    got += len(content)
+                    until = time.monotonic() + GIVE_UP_S
+                elif status in _PASSING and time.monotonic() < until:
+                    self._over.wait(TUNNEL_PAUSE_S)
+                else:
+                    break
         self._poller.close()
+        if not self._finishing.is_set():
+            self._end()
 
-    def _take(self) -> list[bytes]:
-        frames: list[bytes] = []
-        size = 0
-        while self._waiting and (
-            not frames or size + len(self._waiting[0]) <= MAX_TUNNEL_BODY_BYTES
-        ):
-            frames.append(self._waiting.popleft())
-            size += len(frames[-1]) + 5  # its length is written before it
-        return frames
+    def _end(self) -> None:
+        self._over.set()
+        with contextlib.suppress(OSError):
+            self._near.shutdown(socket.SHUT_RDWR)
+
+    def _tell(self, status: int, content: bytes) -> None:
+        if not self.is_open:
+            why = content[:300].decode("utf-8", "replace") if status else "no answer"
+            _log.warning("exchange.refused status=%d why=%r", status, why)
 
 
 class _Line:
@@ -149,47 +199,67 @@ class _Line:
     Thread: one; only `cut` may be called by another.
     """
 
-    def __init__(self, url: str, link_id: str) -> None:
-        parts = urlsplit(url)
-        is_safe = parts.scheme == "https"
-        kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
-        self._connection = kind(parts.hostname or "", parts.port, timeout=POLL_S + SLACK_S)
-        self._headers = {"Content-Type": CONTENT_TYPE, LINK_HEADER: link_id}
+    def __init__(self, url: str, access: WebAccess, link_id: str) -> None:
+        self._url, self._trusted = url, access.trusted
+        shown = access.token if url == access.given else None
+        if access.secret is not None:
+            shown = link_pass(access.secret, link_id)
+        self._head = (
+            f"POST {EXCHANGE_PATH} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
+            f"Content-Type: {BYTES_TYPE}\r\n{LINK_HEADER}: {link_id}\r\n"
+            + (f"Authorization: Bearer {shown}\r\n" if shown else "")
+        ).encode("ascii")
+        self._connection: socket.socket | None = None
+        self._is_cut = False
 
-    def exchange(self, frames: list[bytes], *, wait_s: int | None) -> list[bytes] | None:
-        """Bring frames and fetch what `wait_s` asks for.
+    def ask(self, fields: dict[str, int], body: bytes) -> tuple[int, bytes]:
+        """Send a request; return status and content of its answer.
 
-        Returns:
-            What came; nothing for frames that are refused as they are, which no further
-            try would change; None if it failed and can be tried again.
+        Raises:
+            OSError, HTTPException: there is none; it can be asked again.
+            ValueError: the answer is too large.
         """
-        connection = self._connection
-        target = PATH if wait_s is None else f"{PATH}?wait={wait_s}"
+        connection = self._connection or self._connected()
+        is_kept = False
         try:
-            connection.request("POST", target, msgspec.msgpack.encode(frames), self._headers)
-            answer = connection.getresponse()
-            content = answer.read(MAX_TUNNEL_ANSWER_BYTES + 1)
-            if answer.status in _REFUSALS and frames:
-                return []
-            if answer.status == http.HTTPStatus.OK and len(content) <= MAX_TUNNEL_ANSWER_BYTES:
-                return _decoder.decode(content)
-        except (OSError, http.client.HTTPException, msgspec.DecodeError, ValueError):
-            pass
-        self.close()  # the next request connects again
-        return None
+            connection.settimeout(TUNNEL_ANSWER_S + fields.get(WAIT_HEADER, 0))
+            told = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+            rest = f"{told}Content-Length: {len(body)}\r\n\r\n".encode("ascii")
+            connection.sendall(self._head + rest + body)
+            answer = HttpAnswer(connection)
+            content = answer.read(MAX_TUNNEL_BYTES + 1)
+            if len(content) > MAX_TUNNEL_BYTES:
+                raise ValueError(f"an answer of more than {MAX_TUNNEL_BYTES} bytes")
+            is_kept = answer.may_be_followed and answer.is_spent()
+            return answer.status, content
+        finally:
+            if not is_kept:
+                self.close()
 
     def cut(self) -> None:
-        """End a request that is waiting."""
-        sock = self._connection.sock
-        if sock is not None:
+        """End a request that is waiting, and all that follow."""
+        self._is_cut = True
+        connection = self._connection
+        if connection is not None:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let the connection go."""
-        with contextlib.suppress(OSError):
-            self._connection.close()
+        """Let the connection go; the next request makes another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _connected(self) -> socket.socket:
+        self._connection = connect_to(self._url, self._trusted, timeout_s=TUNNEL_ANSWER_S)
+        if self._is_cut:
+            raise ConnectionAbortedError
+        return self._connection
 
 
-#: Answers that the same frames would get again.
-_REFUSALS: Final = frozenset({400, 413, 415})
+def _tried(line: _Line, fields: dict[str, int], body: bytes) -> tuple[int, bytes]:
+    """Ask; 0 is the status of no answer."""
+    try:
+        return line.ask(fields, body)
+    except _UNANSWERED:
+        return 0, b""

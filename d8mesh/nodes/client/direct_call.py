@@ -26,6 +26,7 @@ from d8mesh.core.protocol.route import Route
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import first_reachable
 from d8mesh.edge.transport.connector import Connector
+from d8mesh.edge.transport.keys import KeyPair
 from d8mesh.edge.transport.sockets import SharedContext, Waker
 from d8mesh.errors import BrokerUnavailableError, ProtocolError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client.completion_waiters import LOOKS_S, QUIET_S, CompletionWaiters, log_waiting
@@ -81,7 +82,7 @@ class DirectCall:
         self.broker_id = ""
         #: when an outcome came last, and since when nobody has used it (monotonic seconds)
         self.used, self.idle_since = -math.inf, 0.0
-        self._link = connector.dealer(route)
+        self._link = connector.connect(route)
         self._next_n = 0
         self._cut_since = self._next_doubt = 0.0
         #: ids and states that the session is told of during the next call; they came at `used`
@@ -214,6 +215,7 @@ class DirectCalls:
     Args:
         make_session: returns a new session.
         make_reconnector: returns what finds the orchestrator again, given what it is to wake.
+        keys: the client's.
         check_alive: raises when waiting has become useless.
         why: says why a task is not further; takes a short time.
 
@@ -225,10 +227,12 @@ class DirectCalls:
         *,
         make_session: Callable[[], ClientSession],
         make_reconnector: Callable[[Callable[[], None]], Reconnector],
+        keys: KeyPair,
         check_alive: Callable[[], None],
         why: Callable[[str], Reason] = lambda task_id: Reason(""),
     ) -> None:
         self._make_session, self._make_reconnector = make_session, make_reconnector
+        self._keys = keys
         self._check_alive, self._why = check_alive, why
         self._lock = threading.Lock()
         self._idle: deque[DirectCall] = deque()  #: the one that was used last at the right
@@ -315,7 +319,8 @@ class DirectCalls:
         try:
             if direct_call is not None:  # the client is elsewhere by now
                 self._let_go([direct_call])
-            return DirectCall(route, self._make_session(), Connector(shared=shared), self._why)
+            connector = Connector(shared=shared, keys=self._keys)
+            return DirectCall(route, self._make_session(), connector, self._why)
         except BaseException as error:  # also Ctrl-C
             self._free(1)
             if isinstance(error, BrokerUnavailableError):

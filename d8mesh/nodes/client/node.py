@@ -34,6 +34,7 @@ from d8mesh.nodes.client.reasons import Reasons
 from d8mesh.nodes.client.runner import ClientRunner, new_session
 from d8mesh.nodes.client.submitter import Submitter
 from d8mesh.nodes.client.timeouts import countdown
+from d8mesh.nodes.credentials import client_keys, credentials_of, web_access
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import Search
 
@@ -57,11 +58,14 @@ class ClientNode:
     def __init__(
         self, config: Config, *, endpoint: str | None = None, url: str | None = None
     ) -> None:
-        make_session = partial(new_session, config.mesh)
+        keys, access = client_keys(config), web_access(config)
+        make_session = partial(new_session, config.mesh, credentials_of(config, keys))
         given = endpoint or url or config.orchestrator_url
 
         def make_reconnector(wake: Callable[[], None]) -> Reconnector:
-            return Reconnector(Search(config, given=given), Connector(wake))
+            return Reconnector(
+                Search(config, given=given), Connector(wake, keys=keys, access=access)
+            )
 
         waker, check_alive = Waker(), self.check_alive
         self.session = make_session()
@@ -84,6 +88,7 @@ class ClientNode:
         self.direct_calls = DirectCalls(
             make_session=make_session,
             make_reconnector=make_reconnector,
+            keys=keys,
             check_alive=check_alive,
             why=self.reasons.of,
         )

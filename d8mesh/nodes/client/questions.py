@@ -5,15 +5,22 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from d8mesh.core.client.effects import Answered
-from d8mesh.core.protocol.messages import Query
+from d8mesh.core.protocol.messages import ChangeMembers, ClientQuestion, MemberChange, Query
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import BrokerUnavailableError, error_of
 from d8mesh.nodes.client.groups import check_encodable
 from d8mesh.nodes.client.runner import ClientRunner
 from d8mesh.nodes.client.timeouts import bounded
+
+#: What changes members.
+_CHANGES: Final[dict[str, MemberChange]] = {
+    "members.approve": "approve",
+    "members.revoke": "revoke",
+    "members.forget": "forget",
+}
 
 
 class PendingAnswer:
@@ -73,7 +80,7 @@ class Questions:
         """
         self._runner.check_alive()
         pending = PendingAnswer(self.number(), on_ready)
-        question = Query(pending.request, what, dict(args))
+        question = _question(pending.request, what, args)
         check_encodable(question, what)
         self._runner.on_answer[pending.request] = pending.arrived
         self._runner.do(lambda now: self._session.ask(question, now))
@@ -109,6 +116,14 @@ class Questions:
             self._runner.check_alive()
             raise unanswered(what, timeout_s, trouble() if wait_s else "")
         return content
+
+
+def _question(request: int, what: str, args: Mapping[str, object]) -> ClientQuestion:
+    """Return the message that asks; changes of members are one of their own."""
+    change = _CHANGES.get(what)
+    if change is None:
+        return Query(request, what, dict(args))
+    return ChangeMembers(request, change, str(args.get("who", "")))
 
 
 def unanswered(what: str, timeout_s: float, why: str) -> BrokerUnavailableError:

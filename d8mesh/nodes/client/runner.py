@@ -32,10 +32,10 @@ from d8mesh.core.client.effects import (
 from d8mesh.core.client.session import ClientSession
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.codec import decode_to_client, encode
+from d8mesh.core.protocol.membership import Credentials
 from d8mesh.core.protocol.messages import Goodbye, Refused
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import host_name
-from d8mesh.edge.transport.connector import Connection
 from d8mesh.edge.transport.sockets import DealerLink, Loop, Waker
 from d8mesh.edge.waits import join
 from d8mesh.errors import D8Error, NodeClosedError, ProtocolError, error_of
@@ -73,7 +73,7 @@ class Host(Protocol):
     def add(self, link: DealerLink) -> None:
         """Have a turn taken whenever something comes in here."""
 
-    def discard(self, link: Connection) -> None:
+    def discard(self, link: DealerLink) -> None:
         """Wait for this one no longer, and close it."""
 
 
@@ -106,7 +106,7 @@ class ClientRunner:
         self._waker, self._reconnector = waker, reconnector
         self._inbox: deque[Action] = deque()
         self._closing = threading.Event()
-        self._link: Connection | None = None
+        self._link: DealerLink | None = None
         self._unsent: deque[bytes] = deque()
         self._cut_since = self._next_doubt = 0.0
         self._broker_id = broker_id
@@ -129,7 +129,7 @@ class ClientRunner:
         self._pid = os.getpid()
         self.connected = threading.Event()
         self._add: Callable[[DealerLink], None]
-        self._discard: Callable[[Connection], None]
+        self._discard: Callable[[DealerLink], None]
         if isinstance(waker, Waker):
             self._loop = Loop(waker)
             self._add, self._discard = self._loop.add, self._let_go
@@ -140,12 +140,12 @@ class ClientRunner:
     @property
     def is_over_http(self) -> bool:
         """True while the link goes through the REST port."""
-        return self._link is not None and not isinstance(self._link, DealerLink)
+        return self._link is not None and self._link.is_tunnelled
 
     @property
     def has_input(self) -> bool:
         """True if something has come in that no turn has taken."""
-        return isinstance(self._link, DealerLink) and self._link.has_input
+        return self._link is not None and self._link.has_input
 
     @property
     def is_forked(self) -> bool:
@@ -157,10 +157,13 @@ class ClientRunner:
 
         Raises:
             NodeClosedError: the client is closed, or this is the child of a fork.
-            D8Error: the orchestrator refuses this client for good.
+            D8Error: the orchestrator refuses this client, until a person does something.
         """
         if self.fatal is not None:
             raise copy(self.fatal)  # each its own: an error grows with who raises it
+        hopeless = self._reconnector.hopeless
+        if hopeless is not None:
+            raise copy(hopeless)
         if self.is_closed:
             raise NodeClosedError
         if os.getpid() != self._pid:
@@ -250,9 +253,10 @@ class ClientRunner:
             self._carry_out([*out, *self._take_open(now)])
             out = []
         link = self._link
+        if link is not None and (link.is_cut or link.is_renewed):
+            out += self._mind(link, now)
+            link = self._link
         if link is not None:
-            if link.is_cut or link.is_renewed:
-                out += self._mind(link, now)
             for frame in link.receive(limit):
                 out += self._receive(frame, now)
         if self.open is not None:
@@ -292,16 +296,20 @@ class ClientRunner:
             return
         self._drop_link()
         self._link = link
-        if isinstance(link, DealerLink):
-            self._add(link)
-        self._carry_out(self.session.link_up(now))
+        self._add(link)
+        self._carry_out(self.session.link_up(now, link.server_key))
 
-    def _mind(self, link: Connection, now: float) -> list[Output]:
+    def _mind(self, link: DealerLink, now: float) -> list[Output]:
         """The connection is broken, or was: what was said meanwhile may be lost."""
         self._unsent.clear()  # the session says it all again, after its greeting
+        if link.is_refused:
+            self._reconnector.refused(link)
+            self._drop_link()
+            self._stay()
+            return []
         if link.is_renewed:
             link.is_renewed, self._cut_since = False, 0.0
-            return self.session.link_up(now)
+            return self.session.link_up(now, link.server_key)
         if not self._cut_since:
             self._cut_since = now
             self.session.link_down()
@@ -309,7 +317,7 @@ class ClientRunner:
             return [Lost(f"the connection has been cut for {CUT_S:g} s")]
         return []
 
-    def _transmit(self, link: Connection, frame: bytes) -> None:
+    def _transmit(self, link: DealerLink, frame: bytes) -> None:
         is_taken = not self._unsent and link.send(frame)
         if not is_taken and len(self._unsent) < MAX_UNSENT:
             self._unsent.append(frame)
@@ -328,9 +336,8 @@ class ClientRunner:
         self.session.link_down()
         self.connected.clear()
 
-    def _let_go(self, link: Connection) -> None:
-        if isinstance(link, DealerLink):
-            self._loop.remove(link)
+    def _let_go(self, link: DealerLink) -> None:
+        self._loop.remove(link)
         link.close()
 
     def _receive(self, frame: bytes, now: float) -> list[Output]:
@@ -361,7 +368,7 @@ class ClientRunner:
                     self.listeners.finish(output.ids)
                 case Connected():
                     self._broker_id = output.broker_id
-                    self._reconnector.proven()
+                    self._reconnector.proven(output.broker_id)
                     self.waiters.moved()
                     self.connected.set()
                     event(_log, logging.INFO, "client.up", broker=output.broker_id)
@@ -416,7 +423,7 @@ def _nobody(answered: Answered | None) -> None:
     """Who asked waits no longer."""
 
 
-def new_session(mesh: str) -> ClientSession:
+def new_session(mesh: str, credentials: Credentials) -> ClientSession:
     """Return a session with a name that nobody has had before: drawn at random."""
     name = "".join(secrets.choice(_NAME_LETTERS) for _ in range(_NAME_CHARS))
-    return ClientSession(name, mesh, host_name())
+    return ClientSession(name, mesh, host_name(), credentials)

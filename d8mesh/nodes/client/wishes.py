@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, TypeGuard
 
-from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.chat import BYTES_PER_TOKEN, EMBEDDING, INSERT, MODEL_TYPES, TOOLS, VISION
 from d8mesh.core.protocol.json_model import as_json
 from d8mesh.core.protocol.wish import MAX_MODELS, SERVICE_TYPES, Cloud, Wish, is_place, with_hints
 from d8mesh.errors import InvalidTaskError
+from d8mesh.setting_forms import MODEL_PATTERN
 
 EMBED_TYPE: Final = "embed"
 #: Hexadecimal digits that name a conversation.

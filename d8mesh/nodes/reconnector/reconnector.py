@@ -12,9 +12,17 @@ from typing import Final
 from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import first_reachable
-from d8mesh.edge.transport.connector import Connection, Connector
+from d8mesh.edge.transport.connector import Connector
+from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.edge.waits import join
-from d8mesh.errors import BrokerUnavailableError
+from d8mesh.errors import (
+    BrokerUnavailableError,
+    ForbiddenError,
+    NotAdmittedError,
+    OrchestratorKeyError,
+    RevokedError,
+)
+from d8mesh.nodes.reconnector.refusals import pause_after, refusal_of
 from d8mesh.nodes.reconnector.search import Search
 
 #: Pauses between tries to reach an orchestrator, growing, with jitter.
@@ -29,6 +37,9 @@ MAX_UPGRADE_S: Final = 30.0
 CUT_S: Final = 2.0
 #: Where ZeroMQ worked before, HTTP is not taken sooner: the broker is being started again.
 DOWNGRADE_S: Final = 5.0
+#: A client that hears none but orchestrators which it may not contact, for so long from its start,
+#: says so; the right one would have been heard.
+STRANGERS_ONLY_S: Final = 4.0
 #: How long what was told of why nobody answers stays true.
 TROUBLE_S: Final = 2.0
 #: How long `close` waits for the thread.
@@ -53,17 +64,22 @@ class Reconnector:
         search: Search,
         connector: Connector,
         *,
-        links: deque[tuple[str, Connection, Route]] | None = None,
+        links: deque[tuple[str, DealerLink, Route]] | None = None,
         key: str = "",
     ) -> None:
         self.search = search
         #: where the last link leads; None: there was none
         self.route: Route | None = None
         self._connector, self._key = connector, key
-        self._links = deque[tuple[str, Connection, Route]]() if links is None else links
+        self._links = deque[tuple[str, DealerLink, Route]]() if links is None else links
         self._wanted, self._lost, self._stop = (threading.Event() for _ in range(3))
         self._pause_s = self._lost_at = 0.0
         self._is_doubted = False
+        #: why it is useless to wait for a session, until a person does something; None: it is not
+        self.hopeless: ForbiddenError | None = None
+        self._refusal: ForbiddenError | None = None  #: why the last link did not get in
+        self._refusals = 0  #: so many times in a row
+        self._begun = time.monotonic()
         #: whether a session ever stood; why none does, and when that was looked at
         self._was_up = False
         self._trouble, self._trouble_at = "", -TROUBLE_S
@@ -74,7 +90,7 @@ class Reconnector:
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
-    def take(self) -> Connection | None:
+    def take(self) -> DealerLink | None:
         """Return a new link, if one has been made."""
         return self._links.popleft()[1] if self._links else None
 
@@ -84,9 +100,36 @@ class Reconnector:
         self.search.disprove()
         self._want()
 
-    def proven(self) -> None:
-        """An orchestrator has answered over the last link."""
+    def refused(self, link: DealerLink) -> ForbiddenError:
+        """The last link does not get in: make another after a pause; return why."""
+        assert self.route is not None
+        route, before = self.route, self._refusal
+        refusal = refusal_of(link.verdict, route, self._connector.keys.public)
+        is_news = before is None or str(before) != str(refusal)
+        self._refusals = 1 if is_news else self._refusals + 1
+        self._refusal = refusal
+        if isinstance(refusal, RevokedError) or (
+            isinstance(refusal, NotAdmittedError) and not self._was_up
+        ):
+            self.hopeless = refusal
+        if is_news:
+            event(_log, logging.WARNING, "link.refused", code=refusal.code, why=str(refusal))
+        if link.verdict is not None:
+            self.search.trust.answered(route.server_key)
+        elif not route.is_http:
+            self.search.disprove(route)
+            self.search.trust.unreachable(route.server_key)
+        self.again(pause_after(refusal, self._refusals))
+        return refusal
+
+    def proven(self, broker_id: str) -> None:
+        """An orchestrator has answered over the last link: its key is trusted from now on."""
         self._was_up, self.search.unproven = True, None
+        self.hopeless = self._refusal = None
+        self._refusals = 0
+        if self.route is not None:
+            self.search.trust.welcomed(self.route.server_key, broker_id)
+            self.search.known.proven(broker_id, self.route)
 
     def doubt(self) -> None:
         """Make another link if nobody accepts one where the last one leads."""
@@ -100,6 +143,8 @@ class Reconnector:
         One that says something else than before has moved, perhaps: long before its silence
         shows it, nobody accepts a connection at the old address.
         """
+        if not self.search.known.is_open(broker):
+            return
         is_news = self.search.known.add(broker)
         self.search.news.set()
         if self.search.unproven is not None:  # this one is known to live
@@ -112,10 +157,14 @@ class Reconnector:
         now = time.monotonic()
         if now - self._trouble_at >= TROUBLE_S:
             lost = "the connection to the orchestrator is lost"
-            why = self.search.trouble(None if self._lost.is_set() else self.route)
+            refusal = self._refusal
+            why = str(refusal) if refusal is not None else self._why()
             self._trouble = f"{lost if self._was_up else 'never connected'}: {why}"
             self._trouble_at = now
         return self._trouble
+
+    def _why(self) -> str:
+        return self.search.trouble(None if self._lost.is_set() else self.route)
 
     def stop(self) -> None:
         """Have the thread end soon."""
@@ -154,11 +203,22 @@ class Reconnector:
             if route is not None and route.is_http and not is_over_http and is_early:
                 route = None
             if route is None or not self._connect(route):
+                self._mind_strangers()
                 news.wait(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
                 continue
             pause_s, upgrade_s = SHORTEST_PAUSE_S, UPGRADE_S
             self._stop.wait(SHORTEST_PAUSE_S)  # a link that dies at once is not replaced in a rush
+
+    def _mind_strangers(self) -> None:
+        """Note that only orchestrators are heard that may not be contacted."""
+        strangers = self.search.trust.strangers
+        is_patient = time.monotonic() - self._begun < STRANGERS_ONLY_S
+        if strangers and self.route is None and not is_patient:
+            self.hopeless = OrchestratorKeyError(strangers[-1])
+            self._connector.wake()  # who waits shall hear of it
+        elif isinstance(self.hopeless, OrchestratorKeyError):
+            self.hopeless = None
 
     def _is_gone(self) -> bool:
         """Ask where the link leads; if somebody accepts, all stays as it is."""

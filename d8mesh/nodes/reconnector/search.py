@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from d8mesh.config import Config
-from d8mesh.core.protocol.addresses import MAX_CANDIDATES, endpoint, parse_endpoint
+from d8mesh.core.protocol.addresses import endpoint, parse_endpoint
 from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Discovery, NodeKind
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import first_reachable, reachable_host, usable_addresses
 from d8mesh.edge.network.probe import told, why_unreachable
+from d8mesh.edge.transport.connector import KEYLESS
 from d8mesh.errors import BrokerUnavailableError, ConfigError
+from d8mesh.nodes.credentials import secret_of
+from d8mesh.nodes.reconnector.health import broker_at
+from d8mesh.nodes.reconnector.known_brokers import KnownBrokers
+from d8mesh.nodes.reconnector.trust import OrchestratorTrust
 from d8mesh.program import command_name
 
 #: How long an address has to take a connection: a lost SYN is repeated after 1 s.
 TRY_S: Final = 1.5
 #: mDNS has so long to answer before the address file is looked at.
 FILE_S: Final = 0.3
-#: An address of that file which led nowhere is left alone for so long: another program has it.
+#: An address where nobody answered as the orchestrator does is left alone for so long: another
+#: program has it.
 DISPROVED_S: Final = 30.0
+#: So many of those are remembered.
+MAX_DISPROVED: Final = 256
 #: How long one look at why nobody answers may take.
 WHY_LOOK_S: Final = 0.5
-#: Orchestrators that are remembered: more in one mesh is odd, or means harm.
-MAX_BROKERS: Final = 64
-#: Pairs of ports that are remembered of each; an orchestrator that has gone costs two tries for
-#: each, one after the other.
-MAX_PORTS: Final = 4
-#: Largest answer of /health that is read.
-MAX_HEALTH_BYTES: Final = 65_536
 _log: Final = logging.getLogger("d8mesh.reconnector")
 
 
@@ -56,44 +53,24 @@ def checked(url: str | None, endpoint: str | None) -> str | None:
     return None if url is None else Config.from_env({"ORCHESTRATOR_URL": url}).orchestrator_url
 
 
-class KnownBrokers:
-    """Where the orchestrators of a mesh are. Thread: any."""
-
-    def __init__(self) -> None:
-        #: broker id -> what was told of it, newest first, each with other ports
-        self.told: dict[str, tuple[KnownBroker, ...]] = {}
-        self._lock = threading.Lock()
-
-    def add(self, told: KnownBroker) -> bool:
-        """Note where one is; return whether something else was known of it before."""
-        with self._lock:
-            before = self.told.get(told.broker_id, ())
-            if not before and len(self.told) >= MAX_BROKERS:
-                return False
-            addresses, rest = list(told.addresses), []
-            for each in before:
-                if (each.port, each.web_port) == (told.port, told.web_port):
-                    addresses += each.addresses
-                else:
-                    rest.append(each)
-            newest = replace(told, addresses=tuple(dict.fromkeys(addresses))[:MAX_CANDIDATES])
-            self.told[told.broker_id] = (newest, *rest)[:MAX_PORTS]
-            return bool(before) and before[0] != newest
-
-
 class Search:
-    """Finds a route to an orchestrator of the mesh.
+    """Finds a route to an orchestrator of the mesh that may be contacted.
 
     Tried is what is given, else the orchestrators that are known, the last good one first, and
     what the orchestrator of this machine wrote down.
 
     Args:
         config: the mesh's name and key, the interfaces and the data folder stand there.
-        given: ``tcp://HOST:PORT`` of the broker, or ``http://HOST:PORT`` of the orchestrator.
+        given: ``tcp://HOST:PORT`` of the broker (``?key=`` and its public key behind it, if that
+            is known), or ``http://HOST:PORT`` of the orchestrator.
+        trust: says who may be contacted; None: one of its own.
         known: who is known, as somebody else hears it; None: they are heard of here, by mDNS and
             by the address file.
         only: the id of the only orchestrator to look for; empty: any.
         is_useless: (broker id, endpoint, or "" for any) -> who is there is not looked for.
+
+    Raises:
+        ConfigError: the file with the trusted keys cannot be used.
 
     Thread: `find` is called by one; the rest by any.
     """
@@ -103,20 +80,26 @@ class Search:
         config: Config,
         *,
         given: str | None = None,
+        trust: OrchestratorTrust | None = None,
         known: KnownBrokers | None = None,
         only: str = "",
         is_useless: Callable[[str, str], bool] = lambda broker_id, endpoint: False,
     ) -> None:
-        self._config, self._given = config, Route(given) if given else None
-        self.known, self.only, self._is_useless = known or KnownBrokers(), only, is_useless
+        self._config, self._given = config, Route.given(given) if given else None
+        self.trust = trust or OrchestratorTrust(config, secret_of(config))
+        self.known = known or KnownBrokers(self.trust)
+        self.only, self._is_useless = only, is_useless
+        if self._given is not None and self._given.server_key is not None:
+            self.trust.give(self._given.server_key)
         #: set when something is told of where an orchestrator is
         self.news = threading.Event()
         self._is_listening = known is None and not given
         self._discovery: Discovery | None = None
         self._last_good = ""
-        #: what the address file named, until a session stands there; what led nowhere, until when
+        #: what the address file named, until a session stands there
         self.unproven: Route | None = None
-        self._disproved: dict[Route, float] = {}
+        #: endpoint -> until when it is left alone
+        self._disproved: dict[str, float] = {}
         #: why the URL led nowhere last
         self._refused = "no answer yet"
 
@@ -140,24 +123,83 @@ class Search:
     def find(self) -> Route | None:
         """Return the best route that is open now, if there is any."""
         if self._given is not None:
-            route = self._by_url(self._given.endpoint) if self._given.is_http else self._given
+            is_url = self._given.is_http
+            route = self._by_url(self._given.endpoint) if is_url else self._keyed(self._given)
             is_useless = route and self._is_useless(route.broker_id, route.endpoint)
             return None if is_useless else route
+        if self._is_listening:
+            for each in self.known.reconsidered():
+                self.known.add(each)
         return self._by_known() or (self._by_file() if self._is_listening else None)
 
-    def disprove(self) -> None:
-        """The last route is of no use: if the address file named it, it is left alone now."""
-        if self.unproven is not None:
-            self._disproved[self.unproven] = time.monotonic() + DISPROVED_S
-            self.unproven = None
+    def disprove(self, route: Route | None = None) -> None:
+        """The last route is of no use: if the address file named it, it is left alone now.
+
+        Args:
+            route: whoever answers there is not the orchestrator: it is left alone, too.
+        """
+        for each in (self.unproven, route):
+            if each is not None:
+                self._disproved.pop(each.endpoint, None)
+                if len(self._disproved) >= MAX_DISPROVED:
+                    del self._disproved[next(iter(self._disproved))]
+                self._disproved[each.endpoint] = time.monotonic() + DISPROVED_S
+        self.unproven = None
+
+    def _is_disproved(self, endpoint: str) -> bool:
+        return time.monotonic() < self._disproved.get(endpoint, 0.0)
 
     def _by_url(self, url: str) -> Route | None:
         try:
-            return find_route_by_url(url, key=self._config.mesh_key)
+            trusted = self._trusted_at(*Route(url).address)
+            found = broker_at(url, key=self._config.mesh_key, trusted=trusted)
         except BrokerUnavailableError as error:
             self._refused = told(error.__cause__) or str(error)
             event(_log, logging.DEBUG, "url.failed", error=str(error))
             return None
+        if not self.trust.may_contact(found):
+            self._refused = self.trust.why_not(found)
+            return None
+        return route_beside(url, found)
+
+    def _keyed(self, given: Route) -> Route | None:
+        """Return the route with the key of who is said to be there; None: nobody tells of it."""
+        if given.server_key is not None:
+            return given
+        for each in self._said_to_be_at(*given.address):
+            if self.trust.may_contact(each):
+                return given._replace(server_key=each.server_key)
+            self._refused = self.trust.why_not(each)
+        key = self.trust.only_key
+        return None if key is None else given._replace(server_key=key)
+
+    def _said_to_be_at(self, host: str, port: int) -> Iterator[KnownBroker]:
+        """Yield who is said to be there."""
+        for each in self._heard_of():
+            if each.port == port and host in each.addresses:
+                yield each
+        web_port = self._config.web_port
+        for scheme in ("http", "https"):
+            try:
+                url = endpoint(host, web_port, scheme)
+                found = broker_at(url, trusted=self._trusted_at(host, web_port))
+            except BrokerUnavailableError:
+                continue
+            if found.port == port:
+                yield found
+            return
+
+    def _heard_of(self) -> Sequence[KnownBroker]:
+        """Return all that is told of orchestrators, by mDNS and by this machine's own."""
+        written = address_file.read(Path(self._config.data_dir), self._config.mesh)
+        told = [each for known in list(self.known.told.values()) for each in known]
+        return [*told, *([] if written is None else [written])]
+
+    def _trusted_at(self, host: str, web_port: int) -> Collection[str]:
+        """Return the fingerprints of certificates that are good at a REST port."""
+        heard = [each for each in self._heard_of() if each.web_port == web_port]
+        told = [each.tls for each in heard if host in (*each.addresses, "localhost")]
+        return {*self._config.tls_trust, *filter(None, told)}
 
     def _by_known(self) -> Route | None:
         ids = [self.only] if self.only else list(self.known.told)
@@ -171,14 +213,22 @@ class Search:
     def _route_to(self, broker_id: str) -> Route | None:
         """Try the newest ports first, with all addresses that were ever told with them."""
         over_http: Route | None = None
-        for each in self.known.told.get(broker_id, ()):
-            route = find_route(each)
+        for each in self._open_places(broker_id):
+            route = find_route(each, is_bad=self._is_disproved)
+            if route is None:
+                self.trust.unreachable(each.server_key)
             if route is None or self._is_useless(broker_id, route.endpoint):
                 continue
             if not route.is_http:
                 return route
             over_http = over_http or route
         return over_http
+
+    def _open_places(self, broker_id: str) -> Iterator[KnownBroker]:
+        """Yield where one is said to be, as far as that one may be contacted now."""
+        for each in self.known.told.get(broker_id, ()):
+            if self.trust.may_contact(each):
+                yield each
 
     def _by_file(self) -> Route | None:
         """Return a route to who wrote the address file, unless others are heard of meanwhile."""
@@ -187,8 +237,10 @@ class Search:
         written = address_file.read(Path(self._config.data_dir), self._config.mesh)
         if written is None or self.only not in ("", written.broker_id):
             return None
+        if not self.trust.may_contact(written):
+            return None
         route = find_route(written)
-        if route is None or time.monotonic() < self._disproved.get(route, 0.0):
+        if route is None or self._is_disproved(route.endpoint):
             return None
         self.unproven = route
         return route
@@ -207,21 +259,32 @@ class Search:
         if self._given is None:
             return self._trouble_around() if route is None else _trouble_at(route)
         if not self._given.is_http:
-            return _trouble_at(self._given)
+            return self._trouble_given(self._given, route)
         url = self._given.endpoint
         shown = f"ORCHESTRATOR_URL {url}" if url == self._config.orchestrator_url else url
         why = f": {self._refused}" if route is None else f" leads to {_trouble_at(route)}"
         return f"{shown}{why}"
 
+    def _trouble_given(self, given: Route, route: Route | None) -> str:
+        strangers = self.trust.strangers
+        if route is None and strangers:
+            return f"{given.endpoint}: {strangers[-1]}"
+        why = why_unreachable(*given.address, deadline_s=WHY_LOOK_S)
+        if route is None and not why:
+            return f"{given.endpoint}: {KEYLESS}"
+        return _trouble_at(given)
+
     def _trouble_around(self) -> str:
         mesh = self._config.mesh
         for broker_id in [self.only] if self.only else list(self.known.told):
-            for each in self.known.told.get(broker_id, ()):
+            for each in self._open_places(broker_id):
                 why = why_unreachable(each.addresses[0], each.port, deadline_s=WHY_LOOK_S)
                 where = f"{', '.join(each.addresses[:4])} port {each.port}"
                 return f"{broker_id} is announced at {where}: {why or 'trying to connect'}"
         if self.only:
             return f"looking for {self.only} of mesh {mesh!r}, which has the tasks"
+        if passed_over := self.trust.strangers:
+            return passed_over[-1]
         strangers = () if self._discovery is None else self._discovery.strangers
         others = f" (other meshes are there: {', '.join(strangers[:4])})" if strangers else ""
         return (
@@ -237,41 +300,38 @@ def _trouble_at(route: Route) -> str:
     return f"{route.endpoint}: {why or 'it takes connections, but no orchestrator answers there'}"
 
 
-def find_route(broker: KnownBroker) -> Route | None:
-    """Return the best open route: over HTTP only if ZeroMQ's port lets no address through."""
-    for port, scheme in ((broker.port, "tcp"), (broker.web_port, "http")):
-        host = port and reachable_host(broker.addresses, port, deadline_s=TRY_S)
+def find_route(
+    broker: KnownBroker, *, is_bad: Callable[[str], bool] = lambda endpoint: False
+) -> Route | None:
+    """Return the best open route: over HTTP only if ZeroMQ's port lets no address through.
+
+    Args:
+        is_bad: which endpoints to try only where no other is open.
+    """
+    web_scheme = "https" if broker.tls else "http"
+    for port, scheme in ((broker.port, "tcp"), (broker.web_port, web_scheme)):
+        host = _open_host(broker.addresses, port, scheme, is_bad) if port else None
         if port and host:
-            return Route(endpoint(host, port, scheme), broker.broker_id)
+            tls = broker.tls if scheme == "https" else ""
+            return Route(endpoint(host, port, scheme), broker.broker_id, broker.server_key, tls)
     return None
 
 
-def find_route_by_url(url: str, *, key: str | None = None) -> Route:
-    """Return the best route to the orchestrator whose REST is at `url`.
+def _open_host(
+    addresses: Sequence[str], port: int, scheme: str, is_bad: Callable[[str], bool]
+) -> str | None:
+    good = [each for each in addresses if not is_bad(endpoint(each, port, scheme))]
+    for hosts in (good, addresses):
+        host = reachable_host(hosts, port, deadline_s=TRY_S) if hosts else None
+        if host is not None or len(good) == len(addresses):
+            return host
+    return None
 
-    Args:
-        url: where a person said that an orchestrator is: it is given the key.
-        key: D8_MESH_KEY.
 
-    Raises:
-        BrokerUnavailableError: nothing answers there, or not as an orchestrator does.
-    """
-    import http.client  # slow to import, and most processes never need it
-
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    try:
-        with closing(kind(parts.hostname or "", parts.port, timeout=TRY_S)) as connection:
-            connection.request("GET", "/health", headers=headers)
-            body = json.loads(connection.getresponse().read(MAX_HEALTH_BYTES))
-    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
-        raise BrokerUnavailableError(f"no orchestrator answers at {url}: {error}") from error
-    if isinstance(body, dict) and body.get("code") == "access.token":
-        which = "another D8_MESH_KEY than this machine" if key else "a D8_MESH_KEY, set it here too"
-        raise BrokerUnavailableError(f"the orchestrator at {url} has {which}")
-    if not isinstance(body, dict) or not isinstance(port := body.get("broker_port"), int):
-        raise BrokerUnavailableError(f"what answers at {url} is no orchestrator")
-    host = parts.hostname or ""
-    is_open = first_reachable([(host, port)], deadline_s=TRY_S) is not None
-    return Route(endpoint(host, port) if is_open else url, str(body.get("broker_id", "")))
+def route_beside(url: str, broker: KnownBroker) -> Route:
+    """Return the best route to an orchestrator that `url` led to: through that if no other is."""
+    host = broker.addresses[0]
+    is_open = first_reachable([(host, broker.port)], deadline_s=TRY_S) is not None
+    if is_open:
+        return Route(endpoint(host, broker.port), broker.broker_id, broker.server_key)
+    return Route(url, broker.broker_id, broker.server_key, broker.tls, is_given=True)

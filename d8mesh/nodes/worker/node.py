@@ -25,11 +25,13 @@ from d8mesh.edge.installation import config_of, settled
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import host_name, machine_id, usable_addresses
 from d8mesh.edge.sqlite.recovery.mend import Mended, adopt, open_mended
+from d8mesh.edge.transport.keys import KeyPair, kept_pair
 from d8mesh.edge.transport.sockets import Waker
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import ConfigError, HandlerError, NodeClosedError, WorkerError
 from d8mesh.handlers import results
 from d8mesh.handlers.retrying import ANY, Backoff, Retries, RetryRule
+from d8mesh.nodes.credentials import credentials_of
 from d8mesh.nodes.worker.importable import process_name, prove
 from d8mesh.nodes.worker.orchestrators import Orchestrators
 from d8mesh.nodes.worker.runner import WorkerRunner
@@ -106,6 +108,7 @@ class Worker:
         self._discovery: Discovery | None = None
         self._slots: Slots | None = None
         self._boot_id = secrets.token_hex(8)
+        self._keys: KeyPair | None = None
         self._on_failure: Callable[[str], None] | None = None
 
     # ------------------------------------------------------------------ handlers
@@ -238,6 +241,7 @@ class Worker:
             NodeClosedError: it was started before.
             HandlerError: a process would import something else than a handler registered for one.
             WorkerError: its folder or its outbox cannot be used.
+            KeyFileError: its key file cannot be used.
         """
         if self._runner is not None:
             raise NodeClosedError("a worker is started once: make a new one")
@@ -247,6 +251,7 @@ class Worker:
         config = self._config
         identity = Identity(Path(config.data_dir), self._name)
         try:
+            keys = self._keys = kept_pair(identity.folder)
             outbox, mended = open_mended(identity.folder)
             with contextlib.closing(outbox):
                 if mended is not None:
@@ -257,11 +262,11 @@ class Worker:
             identity.close()
             raise
         self._identity = identity
-        session = WorkerSession(self._profile(identity.worker_id), kept)
+        session = WorkerSession(self._profile(identity.worker_id, keys), kept)
         waker = Waker()
         slots = Slots(self._slot_count, self._handlers, identity.worker_id, Bell(waker))
         orchestrators = Orchestrators(
-            config, url=self._url, known=identity.brokers, wake=waker.wake
+            config, url=self._url, known=identity.brokers, keys=keys, wake=waker.wake
         )
         self._slots = slots
         if self._on_failure is not None:
@@ -358,10 +363,12 @@ class Worker:
         ]
         refusals = (each.refusal for each in sessions if each.refusal and not each.is_welcome)
         refused = list(dict.fromkeys(refusals))
+        passed_over = [] if runner is None else runner.passed_over
         reasons: list[str] = []
         if not orchestrators:
             why = "; ".join(refused)
-            reasons.append(f"refused: {why}" if why else "no orchestrator has been found yet")
+            nobody = "; ".join(passed_over) or "no orchestrator has been found yet"
+            reasons.append(f"refused: {why}" if why else nobody)
         if self._backend.get("is_up") is False:
             reasons.append(str(self._backend.get("reason") or "the backend is down"))
         outbox = "" if runner is None else runner.outbox_trouble
@@ -377,6 +384,7 @@ class Worker:
             "orchestrators": orchestrators,
             "lost": lost,
             "refused": refused,
+            "passed_over": passed_over,
             "slots": self._slot_count,
             "running": self._running_count(),
             "stuck": 0 if session is None else session.stuck,
@@ -419,7 +427,7 @@ class Worker:
 
         runner.do(act)
 
-    def _profile(self, worker_id: str) -> Profile:
+    def _profile(self, worker_id: str, keys: KeyPair) -> Profile:
         return Profile(
             mesh=self._config.mesh,
             worker_id=worker_id,
@@ -432,6 +440,7 @@ class Worker:
             task_types=self._types(),
             models=self._models,
             trouble=self._trouble,
+            credentials=credentials_of(self._config, keys),
         )
 
     def _running_count(self) -> int:
@@ -461,6 +470,7 @@ class Worker:
                 port=self._status_port,
                 web_port=None,
                 version=__version__,
+                server_key=None if self._keys is None else self._keys.public,
             )
             discovery.announce(announcement)
         discovery.start()

@@ -9,15 +9,21 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from d8mesh.config import Config
 from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge import address_file
-from d8mesh.edge.transport.connector import Connection, Connector
+from d8mesh.edge.transport.connector import Connector
+from d8mesh.edge.transport.keys import KeyPair
+from d8mesh.edge.transport.sockets import DealerLink
+from d8mesh.nodes.credentials import secret_of, web_access
+from d8mesh.nodes.reconnector.known_brokers import MAX_BROKERS, KnownBrokers
 from d8mesh.nodes.reconnector.reconnector import Reconnector
-from d8mesh.nodes.reconnector.search import MAX_BROKERS, KnownBrokers, Search
+from d8mesh.nodes.reconnector.search import Search
+from d8mesh.nodes.reconnector.trust import OrchestratorTrust
 
 
 class Orchestrators:
@@ -27,6 +33,7 @@ class Orchestrators:
         config: the mesh's name and key and the data folder stand there.
         url: ``http://HOST:PORT`` of an orchestrator, or ``tcp://HOST:PORT`` of a broker.
         known: where orchestrators were reached last.
+        keys: the worker's.
         wake: called when a link can be taken.
 
     Thread: the I/O thread, but for `told`.
@@ -38,26 +45,38 @@ class Orchestrators:
         *,
         url: str | None = None,
         known: Iterable[KnownBroker] = (),
+        keys: KeyPair,
         wake: Callable[[], None],
     ) -> None:
         #: new links to take: their key, the link, where it leads
-        self.links: deque[tuple[str, Connection, Route]] = deque()
+        self.links: deque[tuple[str, DealerLink, Route]] = deque()
         #: broker id -> key of the link, where sessions stand; told by the I/O thread
         self.joined: dict[str, str] = {}
-        self._config, self._connector, self._known = config, Connector(wake), KnownBrokers()
+        self._config = config
+        self._connector = Connector(wake, keys=keys, access=web_access(config))
+        self.trust = OrchestratorTrust(config, secret_of(config))
+        self._known = KnownBrokers(self.trust)
         self._reconnectors: dict[str, Reconnector] = {}
         #: where a link was one too many -> the broker id that answered there
         self._doubles: dict[str, str] = {}
         self._written: KnownBroker | None = None
         self._lock = threading.Lock()
         for each in known:
-            self.told(each)
+            if self._known.is_open(each, is_heard=False):
+                self._go_to(each)
         if url is not None:
             self._seek(url, given=url)
         self.look()
 
     def told(self, broker: KnownBroker) -> None:
-        """Connect to who is said to be there, or know better where it is. Thread: any."""
+        """Connect to who is said to be there, or know better where it is. Thread: any.
+
+        Who may not be contacted is passed over, and looked at again when more is known of it.
+        """
+        if self._known.is_open(broker):
+            self._go_to(broker)
+
+    def _go_to(self, broker: KnownBroker) -> None:
         broker_id = broker.broker_id
         self._seek(broker_id, only=broker_id)
         reconnector = self._reconnectors.get(self.joined.get(broker_id, broker_id))
@@ -65,7 +84,9 @@ class Orchestrators:
             reconnector.told(broker)
 
     def look(self) -> None:
-        """Take in what this machine's address file says, when that has changed."""
+        """Take in what has changed: this machine's address file, and whom to trust."""
+        for each in self._known.reconsidered():
+            self._go_to(each)
         written = address_file.read(Path(self._config.data_dir), self._config.mesh)
         if written is not None and written != self._written:
             self._written = written
@@ -75,6 +96,16 @@ class Orchestrators:
         """This link is useless: make another."""
         if (reconnector := self._reconnectors.get(key)) is not None:
             reconnector.again()
+
+    def refused(self, key: str, link: DealerLink) -> str:
+        """This link does not get in: make another after a pause; return why, for people."""
+        reconnector = self._reconnectors.get(key)
+        return "" if reconnector is None else str(reconnector.refused(link))
+
+    def welcomed(self, key: str, broker_id: str) -> None:
+        """A session stands over this link: its orchestrator is trusted from now on."""
+        if (reconnector := self._reconnectors.get(key)) is not None:
+            reconnector.proven(broker_id)
 
     def doubt(self, key: str) -> None:
         """Nobody answers there: see whether the orchestrator is elsewhere now."""
@@ -90,8 +121,11 @@ class Orchestrators:
     def reached(self, broker_id: str, route: Route) -> KnownBroker:
         """Return what is worth remembering of an orchestrator that a route led to."""
         host, port = route.address
-        told = self._known.told.get(broker_id)
-        return KnownBroker(broker_id, (host,), port, told[0].web_port if told else None)
+        key, told = route.server_key, self._known.told.get(broker_id, ())
+        found = next((each for each in told if each.server_key == key), None)
+        if found is None:
+            return KnownBroker(broker_id, (host,), port, None, key)
+        return replace(found, addresses=(host,), port=port)
 
     def close(self) -> None:
         """Stop looking for all of them, and close what was not taken."""
@@ -108,7 +142,12 @@ class Orchestrators:
                 return
             is_useless = partial(self._is_useless, key)
             search = Search(
-                self._config, given=given, known=self._known, only=only, is_useless=is_useless
+                self._config,
+                given=given,
+                trust=self.trust,
+                known=self._known,
+                only=only,
+                is_useless=is_useless,
             )
             self._reconnectors[key] = Reconnector(
                 search, self._connector, links=self.links, key=key

@@ -34,7 +34,6 @@ from d8mesh.edge.clocks import slept_s
 from d8mesh.edge.failpoints import passed
 from d8mesh.edge.identity import Identity
 from d8mesh.edge.logs import event
-from d8mesh.edge.transport.connector import Connection
 from d8mesh.edge.transport.sockets import DealerLink, Loop, Waker
 from d8mesh.errors import ProtocolError
 from d8mesh.nodes.reconnector.reconnector import CUT_S
@@ -108,7 +107,7 @@ class WorkerRunner:
         self._waker, self._loop = waker, Loop(waker)
         self._addresses = addresses
         self._inbox: deque[WorkerAction] = deque()
-        self._links: dict[str, tuple[Connection, Route]] = {}
+        self._links: dict[str, tuple[DealerLink, Route]] = {}
         self._cut_since: dict[str, float] = {}
         self._outbox = OutboxWriter(identity.folder)
         self._stop_at: float | None = None
@@ -132,6 +131,11 @@ class WorkerRunner:
     def outbox_trouble(self) -> str:
         """Why results cannot be kept on the disk; empty: they can."""
         return self._outbox.trouble
+
+    @property
+    def passed_over(self) -> list[str]:
+        """Which orchestrators are not contacted, and why: a sentence each. Thread: any."""
+        return self._orchestrators.trust.strangers
 
     def start(self) -> None:
         """Begin."""
@@ -362,22 +366,26 @@ class WorkerRunner:
 
     # ------------------------------------------------------------------------ links
 
-    def _connect(self, key: str, link: Connection, route: Route, now: float) -> None:
+    def _connect(self, key: str, link: DealerLink, route: Route, now: float) -> None:
         """Use a new connection, in place of the one before."""
         if key in self._links:
             self._drop(key)
             self._perform(self.session.link_down(key, now))
         self._links[key] = (link, route)
-        if isinstance(link, DealerLink):
-            self._loop.add(link)
-        self._perform(self.session.link_up(key, now))
+        self._loop.add(link)
+        self._perform(self.session.link_up(key, now, link.server_key))
 
-    def _mind(self, key: str, link: Connection, now: float) -> None:
+    def _mind(self, key: str, link: DealerLink, now: float) -> None:
         """A connection is broken, or was: what was said meanwhile may be lost."""
-        if link.is_renewed:
+        if link.is_refused:
+            why = self._orchestrators.refused(key, link)
+            self._drop(key)
+            self._perform(self.session.link_refused(key, why, now))
+            self._tell_joined()
+        elif link.is_renewed:
             link.is_renewed = False
             self._cut_since.pop(key, None)
-            self._perform(self.session.link_up(key, now))
+            self._perform(self.session.link_up(key, now, link.server_key))
         elif key not in self._cut_since:
             self._cut_since[key] = now
             for frame in link.receive(MESSAGES_PER_LINK):  # a goodbye may lie before the cut
@@ -398,8 +406,7 @@ class WorkerRunner:
         self._cut_since.pop(key, None)
         link, _ = self._links.pop(key)
         self.endpoints.pop(key, None)
-        if isinstance(link, DealerLink):
-            self._loop.remove(link)
+        self._loop.remove(link)
         link.close()
 
     def _rebuild(self, key: str) -> None:
@@ -413,6 +420,7 @@ class WorkerRunner:
         _, route = self._links[key]
         self.endpoints[key] = route.endpoint
         event(_log, logging.INFO, "worker.joined", broker=broker_id, endpoint=route.endpoint)
+        self._orchestrators.welcomed(key, broker_id)
         if not route.is_http:
             self._identity.remember(self._orchestrators.reached(broker_id, route))
         self._tell_joined()

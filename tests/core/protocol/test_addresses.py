@@ -102,10 +102,10 @@ def test_no_text_breaks_the_readers(text: str) -> None:
     host = host_of(text)
     assert host is None or host_of(f"[{host}]" if ":" in host else host) == host
     try:
-        address, port = parse_endpoint(text)
+        address, port, _ = parse_endpoint(text)
     except ConfigError:
         return
-    assert parse_endpoint(endpoint(address, port)) == (address, port)
+    assert parse_endpoint(endpoint(address, port)) == (address, port, None)
 
 
 def test_loopback_comes_first_then_ipv4_then_ipv6() -> None:
@@ -145,12 +145,22 @@ def test_candidates_are_bounded_and_admissible() -> None:
     ],
 )
 def test_an_endpoint_is_read_and_written(text: str, expected: tuple[str, int]) -> None:
-    assert parse_endpoint(text) == expected
+    assert parse_endpoint(text) == (*expected, None)
     assert endpoint(*expected).removeprefix("tcp://") == text.removeprefix("tcp://")
 
 
+def test_an_endpoint_may_bring_the_key_of_who_is_there() -> None:
+    read = parse_endpoint("tcp://[fe80::1%eth0]:7010?key=" + "6b" * 32)
+    assert read == ("fe80::1%eth0", 7010, b"k" * 32)
+
+
 @pytest.mark.parametrize(
-    "text", ["", "10.0.0.1", ":7010", "10.0.0.1:0", "a:65536", "::1:7010", "[x]:1", "a:1/", "a:１"]
+    "text",
+    [
+        *("", "10.0.0.1", ":7010", "10.0.0.1:0", "a:65536", "::1:7010", "[x]:1", "a:1/", "a:１"),
+        *("a:1?key=", "a:1?key=" + "0" * 63, "a:1?key=" + "0" * 65, "a:1?key=" + "G" * 64),
+        "a:1&key=" + "0" * 64,
+    ],
 )
 def test_a_bad_endpoint_is_refused_with_what_was_expected(text: str) -> None:
     with pytest.raises(ConfigError, match="expected ADDRESS:PORT"):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import struct
+import tracemalloc
 from typing import Any
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from d8mesh.core.protocol import codec
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_broker, decode_to_client, decode_to_worker, encode
 from d8mesh.errors import ProtocolError
@@ -20,6 +24,8 @@ GROUP = m.Group("echo", 5, [b"x"])
 HELLO: Any = (1, "d8", "w", "b", "go", "m", "pi", 0, ["echo"], [], 1, 1, [], [])
 BEAT: Any = (1, 1, 0, 0, ["echo"], [], [])
 TROUBLE: Any = ("no model",)
+PROOF: Any = (b"p" * 32,)
+WELCOME: Any = (1, 1, "orch-1", 5.0, 15.0, [])
 
 
 def submit(**changed: object) -> list[object]:
@@ -120,7 +126,13 @@ def test_columns_of_work_and_results_must_agree() -> None:
         ),
         (m.Accepted(1, S, 0), m.Accepted(1, S, 0, False, ["nobody offers it"]), "warnings"),
         (m.Release(1, [], []), m.Release(1, [], [], "HTTP 503"), "reason"),
-        (m.WorkerHello(*HELLO), m.WorkerHello(*HELLO, *TROUBLE), "trouble"),
+        (m.WorkerHello(*HELLO, *TROUBLE), m.WorkerHello(*HELLO, *TROUBLE, *PROOF), "proof"),
+        (
+            m.ClientHello(1, "d8", S, "h", True),
+            m.ClientHello(1, "d8", S, "h", True, *PROOF),
+            "proof",
+        ),
+        (m.Welcome(*WELCOME), m.Welcome(*WELCOME, *PROOF), "proof"),
         (m.Heartbeat(*BEAT), m.Heartbeat(*BEAT, *TROUBLE), "trouble"),
         (m.Delivered(1, [], []), m.Delivered(1, [], [], 600.0), "keep_s"),
     ],
@@ -130,9 +142,18 @@ def test_a_last_field_that_came_later_is_left_out_when_it_says_nothing(
 ) -> None:
     short, full = (msgpack.unpackb(encode(each)) for each in (bare, whole))
     assert (len(short), len(full)) == (len(full) - 1, 1 + len(type(whole).__struct_fields__))
-    decode = decode_to_client if isinstance(bare, m.Accepted) else decode_to_broker
+    is_told = isinstance(bare, m.Accepted | m.Welcome)
+    decode = decode_to_client if is_told else decode_to_broker
     assert (decode(encode(bare)), decode(encode(whole))) == (bare, whole)
     assert type(whole).__struct_fields__[-1] == missing
+
+
+def test_of_several_last_fields_those_that_say_something_stay() -> None:
+    bare, troubled = m.WorkerHello(*HELLO), m.WorkerHello(*HELLO, *TROUBLE)
+    proven = m.WorkerHello(*HELLO, *("", *PROOF))
+    lengths = [len(msgpack.unpackb(encode(each))) for each in (bare, troubled, proven)]
+    assert lengths == [15, 16, 17]
+    assert [decode_to_broker(encode(each)) for each in (bare, proven)] == [bare, proven]
 
 
 def test_parts_of_messages_leave_out_what_came_later_and_says_nothing() -> None:
@@ -152,3 +173,69 @@ def test_parts_of_messages_leave_out_what_came_later_and_says_nothing() -> None:
 def test_columns_of_delivered_must_agree() -> None:
     with pytest.raises(ProtocolError, match="Delivered: columns of unequal lengths"):
         decode_to_broker(encode(m.Delivered(1, [f"{S}-1"], [])))
+
+
+# ------------------------------------------------------------- what is made of a frame
+
+
+def made_of(frame: bytes) -> int:
+    """Return the most bytes that decoding this frame takes for a moment."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ProtocolError):
+            decode_to_broker(frame)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+_MB = 1_000_000
+_QUERY = msgspec.msgpack.encode([25, 1, "tasks"])[1:]
+_SERVICE = ["id", "ollama", "m", "http://x", False, 1, ""]
+
+
+def _array(count: int, content: bytes) -> bytes:
+    return b"\xdd" + struct.pack(">I", count) + content
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\x94" + _QUERY + b"\x81\xa1x" + _array(_MB, b"\x90" * _MB),
+        b"\x94" + _QUERY + b"\x81\xa1x" + _array(_MB, b"\x80" * _MB),
+        b"\x94" + _QUERY + b"\x81\xa1x" + _array(_MB, b"\xa2ab" * _MB),
+        b"\xdc\x00\x04" + _QUERY + b"\x81\xa1x" + _array(_MB, b"\x90" * _MB),
+        b"\x94\xcc\x19\x01\xa5tasks\x81\xa1x" + _array(_MB, b"\x90" * _MB),
+        b"\x94" + _QUERY + b"\x81\xa1x" + b"\xdd\x02\xfa\xf0\x80" * 100,
+        b"\x94" + _QUERY + b"\xdf\xff\xff\xff\xff" + b"\xa1x\x01" * 3,
+        msgspec.msgpack.encode([15, [], [[*_SERVICE, [["m"]] * 1000]] * 64, [], [], []]),
+        msgspec.msgpack.encode(
+            [16, "s", [["m", "", [], 0, False, 1, *[0.0] * 3, 0, 0, 0, "",
+                        [0, 0, 0, 0, [[0, 0]] * 1000]]] * 300]
+        ),
+        msgspec.msgpack.encode([21, 1, "0" * 16, 0, [["t", 1, [b""]]] * 10_000]),
+        msgspec.msgpack.encode([22, ["a" * 18] * 10_000]),
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_a_frame_takes_at_most_four_times_its_size_and_six_megabytes(frame: bytes) -> None:
+    made_of(frame)  # what is kept from the first time on is no part of it
+    assert made_of(frame) < 4 * len(frame) + 6 * _MB
+
+
+def test_a_frame_of_more_elements_than_its_size_allows_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="has more elements than it may"):
+        decode_to_broker(b"\x94" + _QUERY + b"\x81\xa1x" + _array(60_000, b"\x90" * 60_000))
+
+
+def test_what_workers_and_clients_say_at_length_is_not_refused() -> None:
+    model = m.OfferedModel("a-model:7b", digest="0" * 64, can=["completion", "tools"])
+    service = m.OfferedService("i", "ollama", "m", "http://m", False, 1, "", [model] * 200)
+    services = m.Services(["ollama"], [service] * 20, [], [], [])
+    result = m.Query(1, "poll.report", {"result": bytes(2_000_000)})
+    ids = [f"{n:020d}" for n in range(10_000)]
+    names, tokens = ["n"] * 1000, [bytes(16)] * 10_000
+    hello = m.WorkerHello(1, "m", "w", "b", "t", "x", "h", 0, names, names, 1, 1, ids, tokens)
+    for message in (services, result, hello):
+        assert len(encode(message)) > codec.COUNTED_BYTES
+        assert decode_to_broker(encode(message)) == message

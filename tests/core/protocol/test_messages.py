@@ -13,7 +13,7 @@ from d8mesh.core.protocol import messages as m
 def test_verbs_are_unique() -> None:
     kinds = set(get_args(m.ToBroker)) | set(get_args(m.ToWorker)) | set(get_args(m.ToClient))
     tags = [kind.__struct_config__.tag for kind in kinds]
-    assert len(set(tags)) == len(tags) == 32
+    assert len(set(tags)) == len(tags) == 33
 
 
 def test_messages_are_frozen() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from d8mesh.core.protocol.route import Route
+from d8mesh.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,12 @@ def test_an_endpoint_says_where_to_connect(
     route = Route(endpoint)
     assert (route.address, route.is_http) == (address, is_http)
     assert (route.broker_id, route.server_key) == ("", None)
+
+
+def test_what_a_person_writes_is_read_with_its_key() -> None:
+    place = "tcp://[fd00::1]:7010"
+    assert Route.given(f"{place}?key=" + "6b" * 32) == Route(place, "", b"k" * 32)
+    assert Route.given("10.0.0.1:7010") == Route("tcp://10.0.0.1:7010")
+    assert Route.given("https://boss.local/") == Route("https://boss.local/")
+    with pytest.raises(ConfigError):
+        Route.given("tcp://10.0.0.1")

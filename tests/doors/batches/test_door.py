@@ -14,6 +14,7 @@ from d8mesh.doors.batches.batch_folder import BatchFolder
 from d8mesh.doors.batches.door import batches_door
 from d8mesh.doors.batches.runner import BatchRunner
 from d8mesh.doors.batches.stored_files import FileFolder
+from d8mesh.doors.openai.described import OpenAiProblem
 from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.http.application import Application
 from d8mesh.http.guard import Guard, Rejections
@@ -44,7 +45,7 @@ class Calls:
         batches = BatchFolder(folder / "batches")
         self.runner = BatchRunner(self.node, files, batches, SaidRequests(), lambda batch: "")
         await self.runner.start()
-        doors = [batches_door(self.runner, openai_problem)]
+        doors = [batches_door(self.runner, openai_problem, OpenAiProblem)]
         self.application = Application(doors, Guard(), Rejections())
 
     async def _end(self) -> None:

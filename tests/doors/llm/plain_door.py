@@ -126,7 +126,7 @@ class ChatMesh:
         (self.port,) = self.server.ports
 
     async def _begin(self) -> None:
-        endpoint = f"tcp://127.0.0.1:{self.broker_port}"
+        endpoint = self.mesh.endpoint(self.broker_port)
         self.client = AsyncNode(self.mesh.config(), endpoint=endpoint, url=None)
         self.chats = Chats(self.client, self._models)
         rejections = Rejections()

@@ -28,7 +28,7 @@ JSON = {"Content-Type": "application/json"}
 NOBODY: Any = SimpleNamespace(loop=None, exchange=None)
 DOORS = (
     rest_door(NOBODY, Places(1), Rejections()),
-    tunnel_door(NOBODY, NOBODY, Places(1)),
+    tunnel_door(NOBODY),
 )
 #: (method, path) of every call
 ROUTES = [(route.method, route.rule) for door in DOORS for route in door.routes]

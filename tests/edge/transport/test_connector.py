@@ -1,4 +1,4 @@
-"""A route in, a link out: over ZeroMQ, encrypted if there is a key, or over HTTP."""
+"""A route in, a link out: over ZeroMQ, encrypted for one key, or over HTTP."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from zmq.utils import z85
 
 from d8mesh.core.protocol.route import Route
 from d8mesh.edge.transport.connector import Connector
-from d8mesh.edge.transport.sockets import DealerLink, RouterEndpoint, SharedContext
-from d8mesh.edge.transport.tunnel import ExchangeLink
+from d8mesh.edge.transport.sockets import SharedContext
 from d8mesh.errors import BrokerUnavailableError
+from tests.keyed import PEER, route_to, router_at
 from tests.nodes.mesh import PATIENCE_S, free_port, until
 
 PATIENCE_MS = int(PATIENCE_S * 1000)
@@ -18,16 +18,16 @@ PATIENCE_MS = int(PATIENCE_S * 1000)
 
 @pytest.mark.parametrize("is_shared", [False, True])
 def test_a_route_of_zeromq_gives_a_link_that_speaks_with_the_broker(is_shared: bool) -> None:
-    router = RouterEndpoint("127.0.0.1", [0], is_admissible=lambda address: True)
+    router = router_at()
     shared = SharedContext() if is_shared else None
-    link = Connector(shared=shared).connect(Route(f"tcp://127.0.0.1:{router.port}", "b"))
+    link = Connector(shared=shared, keys=PEER).connect(route_to(router.port))
     try:
-        assert isinstance(link, DealerLink)
+        assert not link.is_tunnelled
         assert link.send(b"hello")
         assert router.socket.poll(PATIENCE_MS)
-        ((peer, _, frame),) = router.receive(1)
-        assert frame == b"hello"
-        router.send(peer, b"welcome")
+        ((peer, frame),) = router.receive(1)
+        assert (peer.key, frame) == (PEER.public, b"hello")
+        router.send(peer.routing_id, b"welcome")
         assert link.await_frame(PATIENCE_S) == b"welcome"
     finally:
         link.close()
@@ -37,14 +37,14 @@ def test_a_route_of_zeromq_gives_a_link_that_speaks_with_the_broker(is_shared: b
 
 
 def test_a_route_of_http_gives_a_link_through_the_rest_port() -> None:
-    link = Connector().connect(Route(f"http://127.0.0.1:{free_port()}", "b"))
+    link = Connector(keys=PEER).connect(Route(f"http://127.0.0.1:{free_port()}", "b", PEER.public))
     try:
-        assert isinstance(link, ExchangeLink)
+        assert link.is_tunnelled
     finally:
         link.close()
 
 
-def test_with_a_key_only_the_broker_that_has_its_secret_is_spoken_to() -> None:
+def test_only_the_broker_that_has_its_secret_is_spoken_to() -> None:
     public, secret = zmq.curve_keypair()
     raw = z85.decode(public)
     other = z85.decode(zmq.curve_keypair()[0])
@@ -52,9 +52,9 @@ def test_with_a_key_only_the_broker_that_has_its_secret_is_spoken_to() -> None:
         router.curve_secretkey, router.curve_publickey, router.curve_server = secret, public, True
         port = router.bind_to_random_port("tcp://127.0.0.1")
         monitor = router.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
-        connector = Connector()
-        wrong = connector.dealer(Route(f"tcp://127.0.0.1:{port}", "b", other))
-        right = connector.dealer(Route(f"tcp://127.0.0.1:{port}", "b", raw))
+        connector = Connector(keys=PEER)
+        wrong = connector.connect(Route(f"tcp://127.0.0.1:{port}", "b", other))
+        right = connector.connect(Route(f"tcp://127.0.0.1:{port}", "b", raw))
         try:
             wrong.send(b"secret")
             assert monitor.poll(PATIENCE_MS)
@@ -70,4 +70,9 @@ def test_with_a_key_only_the_broker_that_has_its_secret_is_spoken_to() -> None:
 
 def test_where_no_link_can_lead_is_said() -> None:
     with pytest.raises(BrokerUnavailableError, match="cannot connect to tcp://nonsense"):
-        Connector().connect(Route("tcp://nonsense"))
+        Connector(keys=PEER).connect(Route("tcp://nonsense", "b", PEER.public))
+
+
+def test_an_orchestrator_whose_key_is_unknown_is_not_connected_to() -> None:
+    with pytest.raises(BrokerUnavailableError, match=r"public key .* is not known.*server_key"):
+        Connector(keys=PEER).connect(Route("tcp://127.0.0.1:7010"))

@@ -14,11 +14,15 @@ from collections.abc import Callable, Iterator
 import pytest
 import zmq
 
-from d8mesh.core.protocol.addresses import is_admissible
+from d8mesh.core.broker.effects import Peer
+from d8mesh.core.protocol.membership import Verdict
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
 from d8mesh.edge.transport import sockets
 from d8mesh.edge.transport.sockets import DealerLink, Loop, RouterEndpoint, SharedContext, Waker
+from d8mesh.edge.transport.zap import Gate
 from d8mesh.errors import BrokerUnavailableError, D8Error
+from tests import keyed
+from tests.keyed import SERVER, admit
 
 PATIENCE_S = 20.0
 
@@ -30,8 +34,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def router_at(port: int, admits: Callable[[str], bool] = is_admissible) -> Iterator[RouterEndpoint]:
-    endpoint = RouterEndpoint("127.0.0.1", [port], is_admissible=admits)
+def router_at(port: int, gate: Gate = admit) -> Iterator[RouterEndpoint]:
+    endpoint = keyed.router_at(port, gate=gate)
     try:
         yield endpoint
     finally:
@@ -46,7 +50,7 @@ def router() -> Iterator[RouterEndpoint]:
 
 @contextlib.contextmanager
 def link_to(router: RouterEndpoint) -> Iterator[DealerLink]:
-    link = DealerLink(f"tcp://127.0.0.1:{router.port}")
+    link = keyed.link_to(router.port)
     try:
         yield link
     finally:
@@ -55,10 +59,12 @@ def link_to(router: RouterEndpoint) -> Iterator[DealerLink]:
 
 @contextlib.contextmanager
 def raw_to(router: RouterEndpoint) -> Iterator[zmq.Socket[bytes]]:
-    """A DEALER without any of our options."""
+    """A DEALER without any of our options but the keys."""
     context = zmq.Context()
     dealer = context.socket(zmq.DEALER)
     dealer.linger = 0
+    dealer.curve_publickey, dealer.curve_secretkey = zmq.curve_keypair()
+    dealer.curve_serverkey = keyed.SERVER.public
     dealer.connect(f"tcp://127.0.0.1:{router.port}")
     try:
         yield dealer
@@ -74,7 +80,7 @@ def until(what: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-Received = tuple[bytes, str, bytes | None]
+Received = tuple[Peer, bytes | None]
 
 
 def receive(router: RouterEndpoint, count: int) -> list[Received]:
@@ -100,15 +106,17 @@ def receive_back(link: DealerLink, count: int) -> list[bytes]:
 # ------------------------------------------------------------------ frames both ways
 
 
-def test_frames_go_both_ways_in_order_and_bring_the_address(router: RouterEndpoint) -> None:
+def test_frames_go_both_ways_in_order_and_bring_address_and_key(
+    router: RouterEndpoint,
+) -> None:
     frames = [b"%d" % n for n in range(50)]
     with link_to(router) as link:
         assert all(link.send(frame) for frame in frames)
         received = receive(router, 50)
-        assert [frame for _, _, frame in received] == frames
-        assert {address for _, address, _ in received} == {"127.0.0.1"}
-        (routing_id,) = {each[0] for each in received}
-        assert all(router.send(routing_id, frame) for frame in frames)
+        assert [frame for _, frame in received] == frames
+        (peer,) = {peer for peer, _ in received}
+        assert (peer.address, peer.key) == ("127.0.0.1", keyed.PEER.public)
+        assert all(router.send(peer.routing_id, frame) for frame in frames)
         assert receive_back(link, 50) == frames
 
 
@@ -117,7 +125,7 @@ def test_no_more_than_asked_for_is_taken(router: RouterEndpoint) -> None:
         for n in range(5):
             link.send(b"%d" % n)
         receive(router, 2)
-        assert [frame for _, _, frame in receive(router, 3)] == [b"2", b"3", b"4"]
+        assert [frame for _, frame in receive(router, 3)] == [b"2", b"3", b"4"]
         assert router.receive(10) == []
 
 
@@ -125,7 +133,7 @@ def test_large_frames_pass_whole(router: RouterEndpoint) -> None:
     frame = bytes(range(256)) * 4096 * 8
     with link_to(router) as link:
         assert link.send(frame)
-        ((routing_id, _, received),) = receive(router, 1)
+        (((routing_id, *_), received),) = receive(router, 1)
         assert received == frame
         assert router.send(routing_id, frame)
         assert receive_back(link, 1) == [frame]
@@ -133,10 +141,10 @@ def test_large_frames_pass_whole(router: RouterEndpoint) -> None:
 
 def test_two_links_are_two_peers_and_may_share_threads(router: RouterEndpoint) -> None:
     shared = SharedContext()
-    links = [DealerLink(f"tcp://127.0.0.1:{router.port}", shared) for _ in range(2)]
+    links = [keyed.link_to(router.port, shared=shared) for _ in range(2)]
     for link in links:
         link.send(b"hello")
-    assert len({routing_id for routing_id, _, _ in receive(router, 2)}) == 2
+    assert len({peer for peer, _ in receive(router, 2)}) == 2
     for link in links:
         link.close()
     shared.term()
@@ -152,7 +160,7 @@ def test_messages_of_several_frames_are_told_apart(
         dealer.send_multipart(parts)  # now from a connection that is known
         dealer.send(b"end")
         told = b"" if len(parts) == 1 else None
-        assert [frame for _, _, frame in receive(router, 4)] == [told, b"after", told, b"end"]
+        assert [frame for _, frame in receive(router, 4)] == [told, b"after", told, b"end"]
 
 
 # ------------------------------------------------------------------- peers in trouble
@@ -162,7 +170,7 @@ def test_a_peer_that_is_gone_or_unknown_is_no_error(router: RouterEndpoint) -> N
     assert not router.send(b"nobody", b"x")
     with link_to(router) as link:
         link.send(b"hello")
-        ((routing_id, _, _),) = receive(router, 1)
+        (((routing_id, *_), _),) = receive(router, 1)
     deadline = time.monotonic() + PATIENCE_S
     while router.send(routing_id, b"x"):
         assert time.monotonic() < deadline
@@ -174,19 +182,19 @@ def test_a_peer_that_never_reads_is_refused_more_and_hinders_nobody(
 ) -> None:
     with raw_to(router) as dead, link_to(router) as link:
         dead.send(b"hello")
-        ((stuck, _, _),) = receive(router, 1)
+        (((stuck, *_), _),) = receive(router, 1)
         count = 0
         while router.send(stuck, b"x" * 60_000):
             count += 1
             assert count < 20 * sockets.SEND_QUEUE_MESSAGES
         link.send(b"hello")
-        ((routing_id, _, _),) = receive(router, 1)
+        (((routing_id, *_), _),) = receive(router, 1)
         assert router.send(routing_id, b"answer")
         assert receive_back(link, 1) == [b"answer"]
 
 
 def test_sending_with_nobody_there_does_not_wait() -> None:
-    link = DealerLink(f"tcp://127.0.0.1:{free_port()}")
+    link = keyed.link_to(free_port())
     taken = sum(link.send(b"x") for _ in range(2 * sockets.SEND_QUEUE_MESSAGES))
     assert 0 < taken < 2 * sockets.SEND_QUEUE_MESSAGES
     assert link.receive(10) == []
@@ -201,7 +209,7 @@ def test_garbage_and_oversize_frames_cost_only_their_connection(router: RouterEn
         with raw_to(router) as dealer, link_to(router) as link:
             dealer.send(b"x" * (MAX_FRAME_BYTES + 1))
             link.send(b"fine")
-            assert [frame for _, _, frame in receive(router, 1)] == [b"fine"]
+            assert [frame for _, frame in receive(router, 1)] == [b"fine"]
             assert router.receive(10) == []
 
 
@@ -218,11 +226,12 @@ def test_who_may_not_take_part_is_never_heard() -> None:
     asked: list[str] = []
     is_open = threading.Event()
 
-    def admits(address: str) -> bool:
+    def gate(address: str, key: bytes) -> Verdict:
+        assert key == keyed.PEER.public
         asked.append(address)
-        return is_open.is_set()
+        return Verdict.ADMITTED if is_open.is_set() else Verdict.REFUSED
 
-    with router_at(free_port(), admits) as router:
+    with router_at(free_port(), gate) as router:
         for n in (1, 2):  # gone before the door opens: who is refused tries again
             before = len(asked)
             with link_to(router) as link:
@@ -231,7 +240,7 @@ def test_who_may_not_take_part_is_never_heard() -> None:
         is_open.set()
         with link_to(router) as link:
             link.send(b"3")
-            assert [frame for _, _, frame in receive(router, 1)] == [b"3"]
+            assert [frame for _, frame in receive(router, 1)] == [b"3"]
             assert router.receive(10) == []
     assert set(asked) == {"127.0.0.1"}
 
@@ -239,18 +248,18 @@ def test_who_may_not_take_part_is_never_heard() -> None:
 def test_an_admission_that_raises_refuses_and_goes_on() -> None:
     asked: list[str] = []
 
-    def admits(address: str) -> bool:
+    def gate(address: str, key: bytes) -> Verdict:
         asked.append(address)
         if len(asked) == 1:
             raise ValueError(address)
-        return True
+        return admit(address, key)
 
-    with router_at(free_port(), admits) as router, link_to(router) as first:
+    with router_at(free_port(), gate) as router, link_to(router) as first:
         first.send(b"one")
         until(lambda: asked)
         with link_to(router) as second:
             second.send(b"two")
-            assert [frame for _, _, frame in receive(router, 1)] == [b"two"]
+            assert [frame for _, frame in receive(router, 1)] == [b"two"]
 
 
 # ------------------------------------------------------------------------------ ports
@@ -259,7 +268,7 @@ def test_an_admission_that_raises_refuses_and_goes_on() -> None:
 def test_the_first_free_port_is_taken_and_let_go_at_once() -> None:
     taken, free = free_port(), free_port()
     with router_at(taken):
-        second = RouterEndpoint("127.0.0.1", [taken, free], is_admissible=is_admissible)
+        second = RouterEndpoint("127.0.0.1", [taken, free], keys=SERVER, gate=admit)
         assert second.port == free
         second.close()
     for _ in range(3):
@@ -270,9 +279,9 @@ def test_the_first_free_port_is_taken_and_let_go_at_once() -> None:
 def test_no_free_port_is_said_with_the_ports_and_the_setting() -> None:
     port = free_port()
     with router_at(port), pytest.raises(D8Error, match=rf"{port}.*D8_BROKER_PORT"):
-        RouterEndpoint("127.0.0.1", [port], is_admissible=is_admissible)
+        RouterEndpoint("127.0.0.1", [port], keys=SERVER, gate=admit)
     with pytest.raises(D8Error, match="cannot listen"):
-        RouterEndpoint("999.1.2.3", [port], is_admissible=is_admissible)
+        RouterEndpoint("999.1.2.3", [port], keys=SERVER, gate=admit)
 
 
 def test_the_first_free_port_is_taken_where_error_numbers_are_not_pythons(
@@ -281,7 +290,7 @@ def test_the_first_free_port_is_taken_where_error_numbers_are_not_pythons(
     monkeypatch.setattr(errno, "EADDRINUSE", 10048)  # as on Windows; libzmq's is another
     taken, free = free_port(), free_port()
     with router_at(taken):
-        second = RouterEndpoint("127.0.0.1", [taken, free], is_admissible=is_admissible)
+        second = RouterEndpoint("127.0.0.1", [taken, free], keys=SERVER, gate=admit)
         assert second.port == free
         second.close()
 
@@ -291,7 +300,8 @@ def test_a_port_that_is_taken_unseen_is_passed_over() -> None:
     endpoint = RouterEndpoint(
         "*",
         [taken, free],
-        is_admissible=is_admissible,
+        keys=SERVER,
+        gate=admit,
         is_taken=lambda host, port: (host, port) == ("*", taken),
     )
     assert endpoint.port == free
@@ -303,7 +313,7 @@ def test_several_addresses_have_the_same_port_or_none_of_it() -> None:
     taken, free = free_port(), free_port()
     with socket.create_server(("127.0.0.2", taken)):
         endpoint = RouterEndpoint(
-            ("127.0.0.1", "127.0.0.2"), [taken, free], is_admissible=is_admissible
+            ("127.0.0.1", "127.0.0.2"), [taken, free], keys=SERVER, gate=admit
         )
     assert endpoint.port == free
     for address in ("127.0.0.1", "127.0.0.2"):
@@ -320,19 +330,19 @@ def test_several_addresses_have_the_same_port_or_none_of_it() -> None:
 
 
 def test_all_interfaces_are_listened_on_and_loopback_reaches_it() -> None:
-    endpoint = RouterEndpoint("*", [free_port()], is_admissible=is_admissible)
+    endpoint = RouterEndpoint("*", [free_port()], keys=SERVER, gate=admit)
     try:
         with link_to(endpoint) as link:
             link.send(b"hello")
-            ((_, address, _),) = receive(endpoint, 1)
-            assert address == "127.0.0.1"
+            ((peer, _),) = receive(endpoint, 1)
+            assert peer.address == "127.0.0.1"
     finally:
         endpoint.close()
 
 
 def test_an_impossible_endpoint_is_said() -> None:
     with pytest.raises(BrokerUnavailableError, match="nonsense"):
-        DealerLink("nonsense")
+        DealerLink("nonsense", server_key=SERVER.public, keys=keyed.PEER)
 
 
 # ------------------------------------------------------------------------- waking up
@@ -384,7 +394,7 @@ def test_a_loop_waits_for_what_it_was_given_only(router: RouterEndpoint) -> None
     with link_to(router) as link:
         link.send(b"hello")
         loop.wait(PATIENCE_S)
-        ((routing_id, _, _),) = router.receive(10)
+        (((routing_id, *_), _),) = router.receive(10)
         loop.add(link)
         router.send(routing_id, b"answer")
         while not link.socket.poll(0):
@@ -402,7 +412,7 @@ def test_a_descriptor_tells_once_and_the_link_knows_what_is_left(router: RouterE
     with link_to(router) as link:
         messages, _ = link.descriptors
         link.send(b"hello")
-        ((peer, _, _),) = receive(router, 1)
+        (((peer, *_), _),) = receive(router, 1)
         until(lambda: not link.has_input)
         router.send(peer, b"one")
         assert _is_readable(messages, PATIENCE_S)

@@ -1,8 +1,9 @@
-"""A link over HTTP with a small real server on loopback."""
+"""The near end of a tunnel, with a small real server on loopback as its far end."""
 
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 from collections import deque
@@ -10,29 +11,38 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import msgspec
 import pytest
 
-from d8mesh.core.protocol.codec import decode_to_client
-from d8mesh.core.protocol.messages import Rehello
 from d8mesh.edge.transport import tunnel
-from d8mesh.edge.transport.tunnel import CONTENT_TYPE, LINK_HEADER, ExchangeLink
+from d8mesh.edge.transport.tunnel import (
+    AT_HEADER,
+    BYTES_TYPE,
+    END_HEADER,
+    EXCHANGE_PATH,
+    FROM_HEADER,
+    LINK_HEADER,
+    MAX_TUNNEL_BYTES,
+    WAIT_HEADER,
+    Tunnel,
+)
+from d8mesh.edge.transport.web_client import WebAccess
 
 PATIENCE_S = 20.0
+#: What a request may meet with: an answer instead, no answer after it was taken, none before.
+Fault = tuple[int, bytes] | str
 
 
-class Server:
-    """Takes frames, gives frames; can be told to misbehave."""
+class FarEnd:
+    """Takes and gives bytes as the exchange does; can be told to misbehave."""
 
     def __init__(self) -> None:
-        self.taken: list[bytes] = []
-        self.to_give: deque[bytes] = deque()
-        self.links: set[str] = set()
         self.changed = threading.Condition()
-        self.posts = self.polls = 0
-        #: answers given instead, one for each request: (status, body), or None: hang up
-        self.faults: deque[tuple[int, bytes] | None] = deque()
-        self.is_refusing_sends = False
+        #: link id -> what came of it
+        self.taken: dict[str, bytearray] = {}
+        self.given, self.ended = bytearray(), set[str]()
+        self.sends = self.polls = 0
+        self.send_faults: deque[Fault] = deque()
+        self.poll_faults: deque[Fault] = deque()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -56,42 +66,62 @@ class Server:
         if len(body) < length:  # the link was closed meanwhile
             request.close_connection = True
             return
-        assert request.headers["Content-Type"] == CONTENT_TYPE
-        is_poll = "?wait=" in request.path
+        assert request.path == EXCHANGE_PATH
+        assert request.headers["Content-Type"] == BYTES_TYPE
+        assert len(body) <= MAX_TUNNEL_BYTES
+        is_poll = FROM_HEADER in request.headers
         with self.changed:
-            self.links.add(request.headers[LINK_HEADER])
-            self.polls, self.posts = self.polls + is_poll, self.posts + (not is_poll)
-            fault: tuple[int, bytes] | None = (200, b"")
-            if self.faults and is_poll != self.is_refusing_sends:
-                fault = self.faults.popleft()
-            if fault != (200, b""):
-                self.changed.notify_all()
-                self._misbehave(request, fault)
-                return
-            self.taken += msgspec.msgpack.decode(body, type=list[bytes])
+            self.sends, self.polls = self.sends + (not is_poll), self.polls + is_poll
+            faults = self.poll_faults if is_poll else self.send_faults
+            fault = faults.popleft() if faults else ""
+            if fault == "" or fault == "answer lost":
+                status, content = self.carried(request, body)
+            elif isinstance(fault, tuple):
+                status, content = fault
+            else:
+                status, content = 0, b""
             self.changed.notify_all()
-            if "?wait=20" in request.path:
-                self.changed.wait_for(lambda: bool(self.to_give), 2.0)
-            frames = list(self.to_give) if is_poll else []
-            if is_poll:
-                self.to_give.clear()
-                self.changed.notify_all()
-        reply(request, 200, msgspec.msgpack.encode(frames))
-
-    def _misbehave(self, request: BaseHTTPRequestHandler, fault: tuple[int, bytes] | None) -> None:
-        if fault is None:
-            request.close_connection = True
+        if fault == "" or isinstance(fault, tuple):
+            reply(request, status, content)
         else:
-            reply(request, *fault)
+            request.close_connection = True
 
-    def give(self, *frames: bytes) -> None:
+    def carried(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
+        link, fields = request.headers[LINK_HEADER], request.headers
+        if AT_HEADER in fields:
+            at = int(fields[AT_HEADER])
+            if link not in self.taken and at:
+                return 410, b"unknown"
+            taken = self.taken.setdefault(link, bytearray())
+            assert at <= len(taken), "bytes are missing"
+            taken += body[len(taken) - at :]
+            if END_HEADER in fields:
+                self.ended.add(link)
+            return 200, b""
+        if link not in self.taken:
+            return 410, b"unknown"
+        since = int(fields[FROM_HEADER])
+        if int(fields[WAIT_HEADER]):
+            self.changed.wait_for(lambda: len(self.given) > since, 1.0)
+        return 200, bytes(self.given[since : since + MAX_TUNNEL_BYTES])
+
+    def give(self, content: bytes) -> None:
         with self.changed:
-            self.to_give.extend(frames)
+            self.given += content
             self.changed.notify_all()
+
+    def forget(self) -> None:
+        """Know no link any more, as after a restart."""
+        with self.changed:
+            self.taken.clear()
+            self.given.clear()
 
     def wait(self, what: Callable[[], bool]) -> None:
         with self.changed:
             assert self.changed.wait_for(what, PATIENCE_S)
+
+    def has(self, content: bytes) -> bool:
+        return any(bytes(taken) == content for taken in self.taken.values())
 
     def close(self) -> None:
         self.http.shutdown()
@@ -108,141 +138,196 @@ def reply(request: BaseHTTPRequestHandler, status: int, body: bytes) -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.close()
-
-
-class Woken:
-    """A link, and what it woke us for."""
-
-    def __init__(self, url: str) -> None:
-        self.event = threading.Event()
-        self.link = ExchangeLink(url, self.event.set)
-
-    def receive(self, count: int) -> list[bytes]:
-        found: list[bytes] = []
-        deadline = time.monotonic() + PATIENCE_S
-        while len(found) < count:
-            assert self.event.wait(deadline - time.monotonic()), f"{len(found)} of {count}"
-            self.event.clear()
-            found += self.link.receive(7)
-        return found
+def far() -> Iterator[FarEnd]:
+    far = FarEnd()
+    yield far
+    far.close()
 
 
 @contextlib.contextmanager
-def woken_by(url: str) -> Iterator[Woken]:
-    woken = Woken(url)
+def tunnel_to(url: str) -> Iterator[Tunnel]:
+    made = Tunnel(url, WebAccess())
     try:
-        yield woken
+        yield made
     finally:
-        woken.link.close()
+        made.close()
 
 
-def test_frames_go_both_ways_in_order_over_one_link(server: Server) -> None:
-    frames = [b"%d" % n for n in range(100)]
-    with woken_by(server.url) as here:
-        assert all(here.link.send(frame) for frame in frames)
-        server.wait(lambda: len(server.taken) == 100)
-        assert server.taken == frames
-        for start in range(0, 100, 10):
-            server.give(*frames[start : start + 10])
-        assert here.receive(100) == frames
-    assert len(server.links) == 1
-    assert len(next(iter(server.links))) == 32
+def connected(made: Tunnel) -> socket.socket:
+    host, _, port = made.endpoint.removeprefix("tcp://").partition(":")
+    near = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+    near.settimeout(PATIENCE_S)
+    return near
 
 
-def test_sending_does_not_wait_for_the_poll(server: Server) -> None:
-    with woken_by(server.url) as here:
-        server.wait(lambda: server.polls == 1)
+def receive(near: socket.socket, count: int) -> bytes:
+    found = bytearray()
+    while len(found) < count and (more := near.recv(65536)):
+        found += more
+    return bytes(found)
+
+
+def test_bytes_go_both_ways_in_order(far: FarEnd) -> None:
+    said, heard = bytes(range(256)) * 8000, bytes(range(255, -1, -1)) * 8000
+    with tunnel_to(far.url) as made, connected(made) as near:
+        sending = threading.Thread(target=near.sendall, args=(said,))
+        sending.start()
+        far.give(heard)
+        assert receive(near, len(heard)) == heard
+        sending.join(PATIENCE_S)
+        far.wait(lambda: far.has(said))
+
+
+def test_a_link_has_32_hex_digits_and_each_connection_another(far: FarEnd) -> None:
+    with tunnel_to(far.url) as made:
+        for count in (1, 2):
+            with connected(made) as near:
+                near.sendall(b"x")
+                far.wait(lambda count=count: len(far.taken) == count)  # type: ignore[misc]
+            far.wait(lambda count=count: len(far.ended) == count)  # type: ignore[misc]
+    assert all(len(bytes.fromhex(link)) == 16 for link in far.taken)
+
+
+def test_sending_does_not_wait_for_the_poll(far: FarEnd) -> None:
+    with tunnel_to(far.url) as made, connected(made) as near:
+        near.sendall(b"one")
+        far.wait(lambda: far.polls == 1)
         begun = time.monotonic()
-        here.link.send(b"now")
-        server.wait(lambda: server.taken == [b"now"])
-        assert time.monotonic() - begun < 1.5
+        near.sendall(b"two")
+        far.wait(lambda: far.has(b"onetwo"))
+        assert time.monotonic() - begun < 0.9
 
 
-def test_many_frames_waiting_are_few_requests(server: Server) -> None:
-    with woken_by(server.url) as here:
-        with server.changed:  # nobody is answered meanwhile
-            for n in range(500):
-                here.link.send(b"%d" % n)
-        server.wait(lambda: len(server.taken) == 500)
-        assert server.posts < 100
+@pytest.mark.parametrize("fault", ["answer lost", "not taken", (503, b""), (502, b"<html>")])
+def test_what_was_not_acknowledged_is_sent_again_and_taken_once(far: FarEnd, fault: Fault) -> None:
+    far.send_faults.extend(["", fault, fault])
+    with tunnel_to(far.url) as made, connected(made) as near:
+        near.sendall(b"one")
+        far.wait(lambda: far.has(b"one"))
+        near.sendall(b"two")
+        far.wait(lambda: far.sends >= 4)
+        near.sendall(b"three")
+        far.wait(lambda: far.has(b"onetwothree"))
 
 
-def test_too_much_waiting_is_refused() -> None:
-    with woken_by("http://127.0.0.1:1") as here:
-        taken = sum(here.link.send(b"x") for _ in range(2 * tunnel.MAX_WAITING_FRAMES))
-        assert tunnel.MAX_WAITING_FRAMES <= taken < 2 * tunnel.MAX_WAITING_FRAMES
+@pytest.mark.parametrize("fault", ["answer lost", "not taken", (503, b""), (429, b"{}")])
+def test_an_answer_that_got_lost_is_asked_for_again(far: FarEnd, fault: Fault) -> None:
+    with tunnel_to(far.url) as made, connected(made) as near:
+        near.sendall(b"x")
+        far.give(b"first ")
+        assert receive(near, 6) == b"first "
+        far.wait(lambda: far.polls >= 2)
+        with far.changed:
+            far.poll_faults.append(fault)
+        far.give(b"second ")
+        far.give(b"third")
+        assert receive(near, 12) == b"second third"
 
 
-@pytest.mark.parametrize("fault", [None, (503, b""), (200, b"nonsense"), (200, b"\x91\x01")])
-def test_after_a_lost_answer_the_session_says_hello_again(
-    server: Server, fault: tuple[int, bytes] | None
+def test_too_large_an_answer_is_not_taken(far: FarEnd) -> None:
+    far.poll_faults.append((200, bytes(MAX_TUNNEL_BYTES + 1)))
+    with tunnel_to(far.url) as made, connected(made) as near:
+        near.sendall(b"x")
+        far.give(b"good")
+        assert receive(near, 4) == b"good"
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 413])
+def test_where_the_link_is_refused_or_unknown_the_connection_ends(far: FarEnd, status: int) -> None:
+    with tunnel_to(far.url) as made:
+        with connected(made) as near:
+            near.sendall(b"x")
+            far.wait(lambda: far.has(b"x"))
+            with far.changed:
+                far.send_faults.append((status, b"{}"))
+            near.sendall(b"y")
+            assert receive(near, 1) == b""
+        with connected(made) as near:
+            near.sendall(b"z")
+            far.wait(lambda: far.has(b"z"))
+
+
+def test_after_a_restart_of_the_other_side_the_connection_ends(far: FarEnd) -> None:
+    with tunnel_to(far.url) as made, connected(made) as near:
+        near.sendall(b"x")
+        far.wait(lambda: far.has(b"x"))
+        far.forget()
+        assert receive(near, 1) == b""
+
+
+def test_an_orchestrator_that_is_away_ends_the_connection_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    server.faults.append(fault)
-    with woken_by(server.url) as here:
-        (first,) = here.receive(1)
-        assert isinstance(decode_to_client(first), Rehello)
-        server.give(b"next")
-        assert here.receive(1) == [b"next"]
+    monkeypatch.setattr(tunnel, "TUNNEL_PAUSE_S", 0.01)
+    monkeypatch.setattr(tunnel, "GIVE_UP_S", 0.05)
+    with tunnel_to("http://127.0.0.1:1") as made, connected(made) as near:
+        near.sendall(b"x")
+        assert receive(near, 1) == b""
 
 
-def test_frames_that_did_not_arrive_are_sent_again_in_order(server: Server) -> None:
-    server.is_refusing_sends = True
-    server.faults.extend([None, (503, b"")])
-    with woken_by(server.url) as here:
-        here.link.send(b"one")
-        server.wait(lambda: server.posts == 1)
-        here.link.send(b"two")
-        server.wait(lambda: len(server.taken) == 2)
-        assert server.taken == [b"one", b"two"]
-
-
-def test_frames_that_are_refused_as_they_are_hold_nobody_up(server: Server) -> None:
-    server.is_refusing_sends = True
-    server.faults.append((413, b"too large"))
-    with woken_by(server.url) as here:
-        here.link.send(b"one")
-        server.wait(lambda: server.posts == 1)
-        here.link.send(b"two")
-        server.wait(lambda: server.taken == [b"two"])
-
-
-def test_what_nobody_takes_is_left_on_the_other_side(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+def test_refusals_are_not_asked_for_in_a_rush(
+    far: FarEnd, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tunnel, "MAX_WAITING_FRAMES", 10)
-    with woken_by(server.url) as here:
-        server.give(*[b"x"] * 10)
-        server.wait(lambda: not server.to_give)
-        assert here.event.wait(PATIENCE_S)
-        polls = server.polls
-        server.give(b"y")
-        assert here.receive(11) == [b"x"] * 10 + [b"y"]
-        assert server.polls >= polls
+    """As libzmq connects anew at once, the pause has to be made here."""
+    pauses: list[float] = []
+    far.send_faults.extend([(403, b"not you")] * 4)
+    with tunnel_to(far.url) as made:
+        monkeypatch.setattr(made._closing, "wait", pauses.append)
+        for count in (1, 2, 3, 4):
+            with connected(made) as near:
+                near.sendall(b"x")
+                far.wait(lambda count=count: far.sends == count)  # type: ignore[misc]
+                assert receive(near, 1) == b""
+        with connected(made) as near:
+            near.sendall(b"x")
+            far.wait(lambda: far.has(b"x"))
+    assert pauses == [1.0, 2.0, 4.0, 5.0]
+    assert "not you" in caplog.text
 
 
-def test_closing_sends_what_waits_and_ends_the_threads(server: Server) -> None:
+def test_a_link_that_takes_nothing_is_given_nothing(far: FarEnd) -> None:
+    with tunnel_to(far.url) as made, connected(made) as near:
+        near.sendall(b"x")
+        far.give(bytes(24 * 1024 * 1024))
+        before = -1
+        while before != far.polls:  # until the connection is full
+            before = far.polls
+            with far.changed:
+                far.changed.wait(0.5)
+        assert before * MAX_TUNNEL_BYTES < len(far.given)
+        assert len(receive(near, len(far.given))) == len(far.given)
+
+
+def threads_since(before: set[threading.Thread]) -> set[threading.Thread]:
+    return {each for each in threading.enumerate() if each.name == "exchange"} - before
+
+
+def test_closing_sends_what_waits_and_ends_the_threads(far: FarEnd) -> None:
     before = set(threading.enumerate())
-    with woken_by(server.url) as here:
-        mine = [t for t in threading.enumerate() if t not in before and t.name == "exchange"]
-        server.wait(lambda: server.polls == 1)
-        here.link.send(b"goodbye")
-    server.wait(lambda: server.taken == [b"goodbye"])
+    made = Tunnel(far.url, WebAccess())
+    with connected(made) as near:
+        near.sendall(b"hello")
+        far.wait(lambda: far.polls == 1)
+        mine = threads_since(before)
+        near.sendall(b"goodbye")
+    made.close()
+    far.wait(lambda: far.has(b"hellogoodbye") and len(far.ended) == 1)
     assert mine
     for thread in mine:
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
 
 
-def test_closing_ends_with_nobody_there() -> None:
+@pytest.mark.parametrize("is_used", [False, True])
+def test_closing_ends_with_nobody_there(is_used: bool) -> None:
     before = set(threading.enumerate())
-    with woken_by("http://127.0.0.1:1") as here:
-        here.link.send(b"x")
-        mine = set(threading.enumerate()) - before
+    made = Tunnel("http://127.0.0.1:1", WebAccess())
+    mine = threads_since(before)
     assert mine
+    if is_used:
+        with connected(made) as near:
+            near.sendall(b"x")
+    made.close()
     for thread in mine:
         thread.join(PATIENCE_S)
         assert not thread.is_alive()

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from d8mesh.edge.transport.connector import Connection
 from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.nodes.client.aio.watcher import watcher_on
 from d8mesh.nodes.client.runner import ClientRunner
@@ -71,11 +70,10 @@ class LoopHost:
         self._watcher.add(monitor, lambda: self._look(link))
         link.look()  # what was told before this left no edge
 
-    def discard(self, link: Connection) -> None:
+    def discard(self, link: DealerLink) -> None:
         """Wait for `link` no longer, and close it: on a thread, as that may take some time."""
-        if isinstance(link, DealerLink):
-            for descriptor in link.descriptors:
-                self._watcher.remove(descriptor)
+        for descriptor in link.descriptors:
+            self._watcher.remove(descriptor)
         self.have_done(link.close)
 
     def have_done(self, work: Callable[[], _T]) -> asyncio.Future[_T | None]:

@@ -38,6 +38,7 @@ from d8mesh.nodes.client.stream_buffer import KeptOutput
 from d8mesh.nodes.client.streams import OnStream
 from d8mesh.nodes.client.submitter import Submitter
 from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded
+from d8mesh.nodes.credentials import client_keys, credentials_of, web_access
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import Search
 
@@ -60,12 +61,14 @@ class AsyncNode:
 
     def __init__(self, config: Config, *, endpoint: str | None, url: str | None) -> None:
         self.loop = asyncio.get_running_loop()
-        self._session = new_session(config.mesh)
+        keys = client_keys(config)
+        self._session = new_session(config.mesh, credentials_of(config, keys))
         self._connecting: set[Signal] = set()
         self.waits = Waits(self.loop, self.check_alive, self._why, self._say)
         self._host = LoopHost(self.loop, self._after_turn)
         self._reconnector = Reconnector(
-            Search(config, given=endpoint or url), Connector(self._host.wake_from_afar)
+            Search(config, given=endpoint or url),
+            Connector(self._host.wake_from_afar, keys=keys, access=web_access(config)),
         )
         self._reasons = Reasons(
             self._session, self._reconnector, self._ask_from_afar, self.check_alive
@@ -387,6 +390,8 @@ class AsyncNode:
         if self.runner.fatal is not None:
             self.followed.end(self.runner.fatal)
             self.waits.fail(self.runner.fatal)
+        elif self._reconnector.hopeless is not None:
+            self.waits.fail(self._reconnector.hopeless)
         elif self._connecting and self.runner.connected.is_set():
             for each in self._connecting:
                 resolve(each)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from d8mesh.backends.http_answer import MAX_ANSWER_HEAD_BYTES, MAX_HEADERS, HttpAnswer
+from d8mesh.edge.transport.http_answer import MAX_ANSWER_HEAD_BYTES, MAX_HEADERS, HttpAnswer
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -1,0 +1,242 @@
+"""Who comes in by a HELLO, who has to wait for it, and who is shown out."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from d8mesh.core.broker import member_report
+from d8mesh.core.broker.client_requests import ClientRequests
+from d8mesh.core.broker.effects import Drop, KeepMembers, Notice, Peer, Send, UseView
+from d8mesh.core.broker.hello_rules import refuse_hello, refuse_other_id
+from d8mesh.core.broker.members_view import Knock
+from d8mesh.core.broker.polling import Polling
+from d8mesh.core.broker.returns import LEAVING, Returns
+from d8mesh.core.broker.state import BrokerState, ClientState
+from d8mesh.core.broker.strikes import UNKNOWN_STRIKE
+from d8mesh.core.broker.worker_registry import WorkerState
+from d8mesh.core.protocol import messages as m
+from d8mesh.core.protocol.membership import fingerprint
+from d8mesh.errors import D8Error, ForbiddenError
+
+#: How soon what has been noted of members is written: a start writes once for all that come back.
+KEEP_S: Final = 5.0
+#: After a disk that refused the file it is tried again this much later.
+KEEP_AGAIN_S: Final = 10.0
+#: Who was told of as refused for the first time; those of the longest ago may be told of again.
+MAX_NOTED: Final = 1000
+#: Notices in a minute; the log has all.
+NOTICES_PER_MINUTE: Final = 10
+
+
+class Joins:
+    """Lets peers in, and shows them out."""
+
+    def __init__(
+        self, state: BrokerState, returns: Returns, clients: ClientRequests, polling: Polling
+    ) -> None:
+        self._state = state
+        self._returns = returns
+        self._clients = clients
+        self._polling = polling
+        self._keep_at = 0.0
+        self._told: dict[tuple[bytes | str, str], None] = {}
+        self._notices: list[float] = []
+        self._shown = state.members.view
+
+    # ------------------------------------------------------------------------ HELLO
+
+    def admits(
+        self,
+        message: m.WorkerHello | m.ClientHello,
+        peer: Peer,
+        worker: WorkerState | None,
+        client: ClientState | None,
+    ) -> bool:
+        """Return whether a HELLO may open a session; if not, it has been refused.
+
+        Args:
+            worker, client: whose session stands under this connection.
+        """
+        state = self._state
+        refused = refuse_other_id(message, worker, client) or refuse_hello(message, peer, state)
+        if refused is not None:
+            self._refuse_peer(peer, refused)
+            return False
+        if peer.key is None:
+            return True
+        if isinstance(message, m.WorkerHello):
+            state.members.come(peer.key, "worker", message.worker_id, peer.address, state.at)
+        else:
+            state.members.come(peer.key, "client", message.host, peer.address, state.at)
+        return True
+
+    # --------------------------------------------------------------------- refusing
+
+    def forbid(self, peer: Peer, why: str) -> None:
+        """Refuse what this peer may not say."""
+        self._refuse_peer(peer, m.Refused(0, "access.forbidden", why))
+
+    def no_session(self, peer: Peer) -> None:
+        """Somebody speaks who has not said HELLO, or whose session has ended."""
+        state = self._state
+        state.metrics.reject("session.unknown")
+        state.send(peer, m.Rehello("no session under this connection: say HELLO"))
+        self._strike(peer, UNKNOWN_STRIKE)
+
+    def malformed(self, peer: Peer, code: str) -> None:
+        """Count a frame that was no message."""
+        self._state.metrics.reject(code)
+        self._strike(peer)
+
+    def _refuse_peer(self, peer: Peer, refused: m.Refused) -> None:
+        self._state.metrics.reject(refused.code)
+        self._state.send(peer, refused)
+        if refused.code.startswith("access."):
+            self._note(peer.key, peer.address, refused.code)
+        if refused.code in ("access.revoked", "access.pending"):
+            self._drop(peer)  # the gate tells it from now on
+        else:
+            self._strike(peer)
+
+    def _strike(self, peer: Peer, weight: float = 1.0) -> None:
+        """Count what a peer did against its key; enough of it has the key banned for a while."""
+        state, key = self._state, peer.key
+        if key is None or key in state.members.own:
+            return
+        if state.members.strikes.add(key, state.now, weight):
+            state.members.renew()
+            self._note(key, peer.address, "access.banned")
+            self._end_sessions(key, "its key is banned for a while: it sent what is not allowed")
+            self._drop(peer)
+
+    # ------------------------------------------------------------------- at the gate
+
+    def knocked(self, knock: Knock) -> None:
+        """Take in what the gate has decided: each refusal is counted, who waits is noted."""
+        state = self._state
+        state.members.knock(knock, state.at)
+        if knock.code:
+            state.metrics.reject(knock.code)
+            self._note(knock.key, knock.address, knock.code)
+
+    def _note(self, key: bytes | None, address: str, code: str) -> None:
+        """Tell who runs this of a refusal, once for each key (or address) and reason."""
+        state = self._state
+        what = (address if key is None else key, code)
+        if what in self._told:
+            return
+        self._told[what] = None
+        if len(self._told) > MAX_NOTED:
+            del self._told[next(iter(self._told))]
+        self._notices = [at for at in self._notices if at > state.now - 60.0]
+        if len(self._notices) >= NOTICES_PER_MINUTE:
+            return
+        self._notices.append(state.now)
+        members = state.members
+        member = None if key is None else members.waiting.get(key) or members.by_key.get(key)
+        shown = fingerprint(key) if key is not None else ""
+        state.effects.append(Notice(code, address, shown, member.name if member else ""))
+
+    # ------------------------------------------------------------- asked by who runs it
+
+    def listing(self, peer: Peer, request: int) -> None:
+        """Answer with all members; raises as `change`."""
+        self._require_own(peer)
+        self._state.answer(peer, request, member_report.listing(self._state))
+
+    def change(self, peer: Peer, message: m.ChangeMembers) -> None:
+        """Let a key in, show one out, or forget one; answered when that is on the disk.
+
+        Raises:
+            ForbiddenError: this peer may not, or that key may not be shown out.
+            UnknownMemberError, AmbiguousMemberError: `who` names none, or several.
+        """
+        self._require_own(peer)
+        state, action = self._state, message.action
+        member = member_report.found(state.members, action, message.who)
+        body = member_report.shown(state, member) | {"action": action}
+        if action == "approve":
+            state.members.approve(member, state.at)
+        elif action == "revoke":
+            state.members.revoke(member)
+            self._end_sessions(member.key, "its key was revoked", "access.revoked")
+        else:
+            state.members.forget(member)
+            self._end_sessions(member.key, "its key was forgotten")
+        body["standing"] = member_report.standing_of(state.members, member)
+        state.effects += [
+            UseView(state.members.view),
+            self._keep(Send(peer, m.Answer(message.request, "", body))),
+        ]
+        self._shown = state.members.view
+
+    def _require_own(self, peer: Peer) -> None:
+        if peer.key is None or peer.key not in self._state.members.own:
+            raise ForbiddenError(
+                "only who uses the data folder of the orchestrator may see and change who may "
+                "join: run this on its machine, as its user, with its D8_DATA_DIR"
+            )
+
+    def _end_sessions(self, key: bytes, why: str, code: str = "") -> None:
+        """End what a key has open: its tasks wait again at once, uncounted."""
+        state = self._state
+        for worker in list(state.registry.workers.values()):
+            if worker.peer.key != key or not worker.is_live:
+                continue
+            self._say_end(worker.peer, why, code)
+            held = list(worker.outstanding.values())
+            name = f"worker {worker.worker_id!r} was shown out: {why}"
+            self._returns.take(worker.worker_id, held, name, LEAVING)
+            state.part_with(worker)
+        for client in list(state.clients.values()):
+            if client.peer.key == key:
+                self._say_end(client.peer, why, code)
+                self._clients.leave(client)
+                self._polling.forget_peer(client.peer)
+
+    def _say_end(self, peer: Peer, why: str, code: str) -> None:
+        said = m.Refused(0, code, why) if code else m.Rehello(why)
+        self._state.send(peer, said)
+        self._drop(peer)
+
+    def _drop(self, peer: Peer) -> None:
+        drop, effects = Drop(peer), self._state.effects
+        if drop not in effects:
+            effects.append(drop)
+
+    # -------------------------------------------------------------------- in between
+
+    def settle(self) -> None:
+        """Have the gate decide by what is so now; called at each tick."""
+        members = self._state.members
+        if members.view is not self._shown:
+            self._shown = members.view
+            self._state.effects.append(UseView(members.view))
+
+    def sweep(self) -> None:
+        """Lift bans, and have what was noted written."""
+        state, members = self._state, self._state.members
+        if members.strikes.banned and members.strikes.expire(state.now):
+            members.renew()
+        if members.is_unkept and state.now >= self._keep_at:
+            state.effects.append(self._keep())
+
+    def _keep(self, answer: Send | None = None) -> KeepMembers:
+        members = self._state.members
+        members.is_unkept = False
+        self._keep_at = self._state.now + KEEP_S
+        return KeepMembers(members.kept(), answer)
+
+    def kept(self, effect: KeepMembers, trouble: str) -> None:
+        """Go on when the file is written; `trouble` says why it could not be, if it was not."""
+        state, answer = self._state, effect.answer
+        if trouble:
+            state.members.is_unkept = True
+            self._keep_at = state.now + KEEP_AGAIN_S
+        if answer is None:
+            return
+        message = answer.message
+        if trouble and isinstance(message, m.Answer):
+            error = D8Error(f"done, but until the next start only: {trouble}")
+            message = m.Answer(message.request, error.code, {"error": str(error)})
+        state.send(answer.peer, message)

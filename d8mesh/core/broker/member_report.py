@@ -1,0 +1,106 @@
+"""The members as they are listed, and who of them a name or fingerprint means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from d8mesh.core.broker.members import Member, Members
+from d8mesh.core.broker.members_view import Membership
+from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.protocol.membership import FINGERPRINT_CHARS, JoinMode
+from d8mesh.errors import AmbiguousMemberError, UnknownMemberError
+
+#: The standings in which a key can be let in, shown out, or forgotten.
+FIT: Final = {
+    "approve": (Membership.WAITING, Membership.REVOKED),
+    "revoke": (Membership.ADMITTED, Membership.WAITING),
+    "forget": (Membership.ADMITTED, Membership.WAITING, Membership.REVOKED),
+}
+#: Of several that a name means, so many are named.
+MAX_TWINS_NAMED: Final = 5
+_FINGERPRINT: Final = re.compile(rf"[a-z2-7]{{{FINGERPRINT_CHARS}}}", re.ASCII)
+
+Body = dict[str, object]
+
+
+def listing(state: BrokerState) -> Body:
+    """Return the body of the ``members`` question: those that wait first, the newest last."""
+    members = state.members
+    return {
+        "mode": modes_of(state),
+        "waiting": len(members.waiting),
+        "members": [shown(state, member) for member in members.all()],
+    }
+
+
+def modes_of(state: BrokerState) -> list[str]:
+    """Return what a key needs to come in."""
+    modes = [JoinMode.APPROVE] if state.members.needs_approval else []
+    if state.policy.mesh_secret is not None:
+        modes.append(JoinMode.KEY)
+    return [mode.value for mode in modes or [JoinMode.LAN]]
+
+
+def shown(state: BrokerState, member: Member) -> Body:
+    """Return how one member is listed."""
+    members, key = state.members, member.key
+    banned_until = members.strikes.banned.get(key)
+    workers = [w for w in state.registry.workers.values() if w.is_live and w.peer.key == key]
+    clients = sum(client.peer.key == key for client in state.clients.values())
+    return {
+        "fingerprint": member.fingerprint,
+        "key": key.hex(),
+        "standing": standing_of(members, member),
+        "kind": member.kind,
+        "name": member.name,
+        "address": member.address,
+        "worker_ids": list(member.worker_ids),
+        "since": member.since_at or None,
+        "last_seen": member.seen_at or None,
+        "is_own": key in members.own,
+        "is_connected": bool(workers or clients),
+        "banned_s": None if banned_until is None else max(0.0, banned_until - state.now),
+    }
+
+
+def standing_of(members: Members, member: Member) -> str:
+    """Return how a member stands; a key that nobody knows any more is ``unknown``."""
+    is_known = member.key in members.by_key or member.key in members.waiting
+    return member.standing.value if is_known else "unknown"
+
+
+def found(members: Members, action: str, who: str) -> Member:
+    """Return the one member that `who` means: a fingerprint, else a worker id, host or name.
+
+    Raises:
+        UnknownMemberError: there is none.
+        AmbiguousMemberError: there are several.
+    """
+    called = [member for member in members.all() if _is_called(member, who)]
+    if not called:
+        raise UnknownMemberError(
+            f"no key of the fingerprint or name {who[:80]!r} is known here: `join list` has all"
+        )
+    fit = FIT[action]
+    # of who stands so already it is done once more, which changes nothing
+    fitting = [member for member in called if member.standing in fit] or called
+    if len(fitting) > 1:
+        raise AmbiguousMemberError(
+            f"{who[:80]!r} is the name of {len(fitting)} keys: give a fingerprint instead "
+            f"({_named(fitting)})"
+        )
+    return fitting[0]
+
+
+def _is_called(member: Member, who: str) -> bool:
+    bare = who.lower().replace("-", "")
+    if _FINGERPRINT.fullmatch(bare):  # nobody may call itself what another key is shown as
+        return member.fingerprint.replace("-", "") == bare
+    return who == member.name or who in member.worker_ids
+
+
+def _named(members: Sequence[Member]) -> str:
+    named = [f"{member.fingerprint} at {member.address}" for member in members[:MAX_TWINS_NAMED]]
+    return ", ".join(named) + (", …" if len(members) > MAX_TWINS_NAMED else "")

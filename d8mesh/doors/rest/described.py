@@ -1,0 +1,150 @@
+"""What each call of the documented REST takes and answers, for `/openapi.json`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from d8mesh.core.protocol.task import TaskState
+from d8mesh.doors.rest import told as t
+from d8mesh.doors.rest.schemas import (
+    IDEMPOTENCY_KEY,
+    Beating,
+    NamedReport,
+    Register,
+    Report,
+    SubmitBatch,
+    SubmitOne,
+    WorkerId,
+)
+from d8mesh.doors.rest.tasks import DEFAULT_PAGE, DEFAULT_WAIT_S, MAX_ID_CHARS, MAX_PAGE, MAX_WAIT_S
+from d8mesh.http.described import EVENTS, AboutCall, AboutCalls, HttpReply
+
+Cursor: TypeAlias = Annotated[str, Meta(max_length=MAX_ID_CHARS)]
+Limit: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_PAGE)]
+Short: TypeAlias = Annotated[str, Meta(max_length=MAX_ID_CHARS)]
+_KEYED: Final = {
+    "Idempotency-Key": Annotated[
+        str,
+        Meta(
+            pattern=f"^{IDEMPOTENCY_KEY.pattern}$",
+            description="The same key with the same body is one submit.",
+        ),
+    ]
+}
+
+
+class StatusQuery(Struct):
+    """``?full=1``: with its input and what went wrong."""
+
+    full: Literal["", "0", "1", "true", "false"] = ""
+
+
+class WaitQuery(Struct):
+    """How long to wait for its end."""
+
+    timeout_s: Annotated[float, Meta(ge=0, le=MAX_WAIT_S)] = DEFAULT_WAIT_S
+
+
+class PageQuery(Struct):
+    """Which tasks that are not finished."""
+
+    limit: Limit = DEFAULT_PAGE
+    cursor: Cursor = ""
+
+
+class TasksQuery(Struct):
+    """Which tasks."""
+
+    limit: Limit = DEFAULT_PAGE
+    cursor: Cursor = ""
+    state: TaskState | UnsetType = UNSET
+    type: Short = ""
+    order: Literal["", "oldest", "newest"] = ""
+    door: Short = ""
+
+
+class PollQuery(Struct):
+    """How long to wait for a task; a longer wish than 60 s is cut."""
+
+    wait: Annotated[float, Meta(ge=0)] = 0.0
+
+
+def _one(kind: object, status: int = 200) -> tuple[HttpReply, ...]:
+    return (HttpReply(status, kind),)
+
+
+_SUBMITTED: Final = (*_one(t.SubmittedTold, 201), *_one(t.SubmittedTold))
+_SUBMITTED_BATCH: Final = (*_one(t.SubmittedBatchTold, 201), *_one(t.SubmittedBatchTold))
+
+REST_CALLS: Final[AboutCalls] = {
+    "GET /health": AboutCall(
+        what="How the orchestrator is, and what was refused.",
+        answers=(*_one(t.HealthTold), *_one(t.HealthTold, 503)),
+    ),
+    "GET /api/stats": AboutCall(what="Lifetime counts.", answers=_one(t.StatsTold)),
+    "GET /api/workers/stats": AboutCall(what="The same.", answers=_one(t.StatsTold)),
+    "POST /api/tasks/submit": AboutCall(
+        what="Submit a task.", body=SubmitOne, takes_nulls=True, headers=_KEYED, answers=_SUBMITTED
+    ),
+    "POST /api/tasks/submit_batch": AboutCall(
+        what="Submit tasks, all or none.",
+        body=SubmitBatch,
+        takes_nulls=True,
+        headers=_KEYED,
+        answers=_SUBMITTED_BATCH,
+    ),
+    "GET /api/tasks/queue": AboutCall(
+        what="The tasks that are not finished.", query=PageQuery, answers=_one(t.QueueTold)
+    ),
+    "GET /api/tasks": AboutCall(what="Tasks.", query=TasksQuery, answers=_one(t.PageTold)),
+    "GET /api/tasks/status/<task_id>": AboutCall(
+        what="A task.", query=StatusQuery, answers=_one(t.StatusTold)
+    ),
+    "GET /api/tasks/<task_id>/wait": AboutCall(
+        what="Wait for the end of a task.", query=WaitQuery, answers=_one(t.StatusTold)
+    ),
+    "GET /api/tasks/<task_id>/stream": AboutCall(
+        what="The partial output of a task, as it comes.", answers=(HttpReply(200, None, EVENTS),)
+    ),
+    "GET /api/tasks/<task_id>/explain": AboutCall(
+        what="Why a task waits, or why it ran where it ran.", answers=_one(t.ExplainedTold)
+    ),
+    "POST /api/tasks/<task_id>/cancel": AboutCall(what="Cancel it.", answers=_one(t.StateTold)),
+    "POST /api/tasks/<task_id>/replay": AboutCall(
+        what="Submit a failed or cancelled task again.", answers=_one(t.ReplayedTold, 201)
+    ),
+    "POST /api/tasks/<task_id>/result": AboutCall(
+        what="A polling worker reports.", body=Report, answers=_one(t.DoneTold)
+    ),
+    "POST /api/workers/results": AboutCall(
+        what="The same, with the task in the body.", body=NamedReport, answers=_one(t.DoneTold)
+    ),
+    "POST /api/workers/register": AboutCall(
+        what="A polling worker comes.",
+        body=Register,
+        takes_nulls=True,
+        answers=_one(t.RegisteredTold),
+    ),
+    "POST /api/workers/unregister": AboutCall(
+        what="It leaves.", body=WorkerId, answers=_one(t.DoneTold)
+    ),
+    "GET /api/models": AboutCall(
+        what="All language models and the services that have them.", answers=_one(t.ModelsTold)
+    ),
+    "GET /api/workers/list": AboutCall(what="All workers.", answers=_one(t.WorkersTold)),
+    "POST /api/workers/<worker_id>/heartbeat": AboutCall(
+        what="It lives.",
+        body=Beating,
+        may_be_empty=True,
+        takes_nulls=True,
+        answers=_one(t.BeatenTold),
+    ),
+    "POST /api/workers/<worker_id>/unregister": AboutCall(
+        what="It leaves.", body=dict[str, Any], may_be_empty=True, answers=_one(t.DoneTold)
+    ),
+    "GET /api/workers/<worker_id>/tasks": AboutCall(
+        what="A polling worker asks for a task.", query=PollQuery, answers=_one(t.PolledTold)
+    ),
+}

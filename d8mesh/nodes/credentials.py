@@ -1,0 +1,91 @@
+"""The keys of this machine's nodes, and what they show of the mesh key."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from d8mesh.config import Config
+from d8mesh.core.protocol.membership import (
+    Credentials,
+    announced_proof,
+    is_same_proof,
+    mesh_secret,
+    web_pass,
+)
+from d8mesh.edge.logs import event
+from d8mesh.edge.transport.keys import CLIENT_FOLDER, KeyPair, kept_pair, new_pair
+from d8mesh.edge.transport.web_client import WebAccess
+from d8mesh.errors import KeyFileError
+
+#: Mesh keys of one process whose secrets are kept: each takes tens of milliseconds to make.
+MAX_SECRETS: Final = 8
+_log: Final = logging.getLogger("d8mesh.keys")
+
+
+def client_keys(config: Config) -> KeyPair:
+    """Return the key pair of the clients of a data folder.
+
+    Where that folder cannot be used, it is a new one: the orchestrator takes such a client for
+    another one at each start.
+
+    Raises:
+        KeyFileError: others can read it, or it is no key file.
+    """
+    try:
+        return kept_pair(Path(config.data_dir) / CLIENT_FOLDER)
+    except KeyFileError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        event(_log, logging.WARNING, "key.unkept", why=str(error))
+        return new_pair()
+
+
+def credentials_of(config: Config, keys: KeyPair) -> Credentials:
+    """Return what a node with these keys shows an orchestrator, and asks of one."""
+    return Credentials(keys.public, secret_of(config))
+
+
+def secret_of(config: Config) -> bytes | None:
+    """Return the mesh secret; None: no mesh key is set."""
+    return _secret_of(config.mesh_key, config.mesh) if config.mesh_key else None
+
+
+def web_access(config: Config) -> WebAccess:
+    """Return with what the nodes of this machine come to a REST port."""
+    return WebAccess(
+        frozenset(config.tls_trust), secret_of(config), config.token, config.orchestrator_url
+    )
+
+
+def web_fields(config: Config, told: Mapping[str, object], *, is_given: bool) -> dict[str, str]:
+    """Return the headers for a REST port that refuses who shows nothing; {} where none is due.
+
+    Never the mesh key itself, which would cross the network in clear: whoever has it can be a
+    worker or an orchestrator.
+
+    Args:
+        told: what the refusal says beside: which key it has, and that it knows the mesh key.
+        is_given: a person has said that it is the right one.
+    """
+    secret = secret_of(config)
+    if config.token is not None and is_given:
+        return {"Authorization": f"Bearer {config.token}"}
+    if secret is None or not _is_of_mesh(secret, told):
+        return {}
+    return {"Authorization": f"Bearer {web_pass(secret)}"}
+
+
+def _is_of_mesh(secret: bytes, told: Mapping[str, object]) -> bool:
+    try:
+        server_key = bytes.fromhex(str(told.get("server_key")))
+        proof = bytes.fromhex(str(told.get("proof")))
+    except ValueError:
+        return False
+    return is_same_proof(proof, announced_proof(secret, server_key))
+
+
+_secret_of: Final = lru_cache(MAX_SECRETS)(mesh_secret)

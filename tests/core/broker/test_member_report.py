@@ -1,0 +1,86 @@
+"""How members are listed, and whom a name or fingerprint means."""
+
+from __future__ import annotations
+
+import pytest
+
+from d8mesh.core.broker.member_report import found, listing
+from d8mesh.core.broker.members import Members
+from d8mesh.core.broker.members_view import Knock
+from d8mesh.core.protocol.membership import fingerprint, mesh_secret
+from d8mesh.errors import AmbiguousMemberError, UnknownMemberError
+from tests.core.wired_broker import WiredBroker
+
+ONE, TWO, OWN = b"1" * 32, b"2" * 32, b"o" * 32
+
+
+@pytest.fixture
+def members() -> Members:
+    made = Members()
+    made.come(ONE, "worker", "pi", "10.0.0.1", 1.0)
+    made.come(TWO, "client", "laptop", "10.0.0.2", 2.0)
+    return made
+
+
+def test_a_member_is_found_by_fingerprint_id_or_host(members: Members) -> None:
+    shown = fingerprint(ONE)
+    for who in (shown, shown.upper(), shown.replace("-", ""), "pi"):
+        assert found(members, "revoke", who).key == ONE
+    assert found(members, "revoke", "laptop").key == TWO
+    with pytest.raises(UnknownMemberError, match="join list"):
+        found(members, "revoke", "nobody")
+
+
+def test_a_name_of_several_is_answered_with_their_fingerprints(members: Members) -> None:
+    members.come(b"3" * 32, "client", "laptop", "10.0.0.3", 3.0)
+    with pytest.raises(AmbiguousMemberError, match=r"laptop.*2 keys") as told:
+        found(members, "revoke", "laptop")
+    assert f"{fingerprint(TWO)} at 10.0.0.2" in str(told.value)
+
+
+def test_of_several_of_a_name_the_one_is_meant_with_which_it_can_be_done() -> None:
+    members = Members(needs_approval=True, own={ONE})
+    members.come(ONE, "worker", "pi", "10.0.0.1", 1.0)
+    members.announce(TWO, "pi")
+    members.knock(Knock(TWO, "10.0.0.2", "access.pending"), 2.0)
+    assert found(members, "approve", "pi").key == TWO
+    members.approve(members.waiting[TWO], 3.0)
+    with pytest.raises(AmbiguousMemberError):
+        found(members, "approve", "pi")
+    members.revoke(members.by_key[TWO])
+    assert found(members, "revoke", "pi").key == ONE
+
+
+def test_done_twice_is_done_once_more(members: Members) -> None:
+    members.revoke(members.by_key[ONE])
+    assert found(members, "revoke", "pi").key == ONE
+
+
+def test_nobody_can_call_itself_what_another_key_is_shown_as(members: Members) -> None:
+    members.come(TWO, "worker", fingerprint(ONE), "10.0.0.2", 2.0)
+    assert found(members, "revoke", fingerprint(ONE)).key == ONE
+
+
+def test_the_listing_says_how_each_stands_and_who_is_there(broker: WiredBroker) -> None:
+    broker.state.members.own.add(OWN)
+    broker.worker("pi", key=ONE)
+    broker.client(key=OWN)
+    body = listing(broker.state)
+    assert (body["mode"], body["waiting"]) == (["lan"], 0)
+    rows = body["members"]
+    assert isinstance(rows, list)
+    pi, own = rows
+    assert (pi["name"], pi["kind"], pi["worker_ids"]) == ("pi", "worker", ["pi"])
+    assert (pi["standing"], pi["is_connected"], pi["is_own"]) == ("admitted", True, False)
+    assert (own["name"], own["is_own"], own["key"]) == ("pc", True, OWN.hex())
+    assert own["banned_s"] is None
+
+
+def test_the_listing_says_what_it_takes_to_come_in(broker: WiredBroker) -> None:
+    members = broker.state.members
+    members.needs_approval = True
+    assert listing(broker.state)["mode"] == ["approve"]
+    object.__setattr__(broker.state.policy, "mesh_secret", mesh_secret("a long mesh key", "m"))
+    assert listing(broker.state)["mode"] == ["approve", "key"]
+    members.needs_approval = False
+    assert listing(broker.state)["mode"] == ["key"]

@@ -1,0 +1,82 @@
+"""Connections to a REST port: whose certificate is good, and what is said of others."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterator
+
+import pytest
+
+from d8mesh.edge.transport import web_client
+from d8mesh.edge.transport.web_client import connect_to, get_json
+from tests.http.certified import certified
+from tests.http.served import PATIENCE_S, Served, get, served
+
+
+@pytest.fixture
+def here() -> Iterator[Served]:
+    with served(tls=certified()) as found:
+        yield found
+
+
+def said_over(connection: socket.socket) -> bytes:
+    with contextlib.closing(connection):
+        connection.sendall(get("/scope"))
+        return connection.recv(1000)
+
+
+def test_a_certificate_is_good_by_its_fingerprint_whatever_its_names_say(here: Served) -> None:
+    trusted = {"0" * 64, "", certified().fingerprint}
+    url = f"https://127.0.0.1:{here.port}"
+    assert b"200 OK" in said_over(connect_to(url, trusted, timeout_s=PATIENCE_S))
+
+
+def test_a_certificate_is_good_by_an_authority_also_where_another_is_trusted(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.create_default_context(cafile=str(certified().certificate))
+    monkeypatch.setattr(web_client, "_by_authorities", lambda: context)
+    url = f"https://127.0.0.1:{here.port}"
+    for trusted in (set[str](), {"0" * 64}):
+        assert b"200 OK" in said_over(connect_to(url, trusted, timeout_s=PATIENCE_S))
+
+
+@pytest.mark.parametrize("trusted", [set(), {""}, {"0" * 64}])
+def test_of_another_certificate_the_fingerprint_is_told_and_nothing_is_said(
+    here: Served, trusted: set[str]
+) -> None:
+    url = f"https://127.0.0.1:{here.port}"
+    with pytest.raises(ssl.SSLCertVerificationError) as raised:
+        connect_to(url, trusted, timeout_s=PATIENCE_S)
+    told = str(raised.value)
+    assert told.startswith(f"{url} shows ")
+    assert ("another certificate" in told) == ("0" * 64 in trusted)
+    assert f"set D8_TLS_TRUST={certified().fingerprint}" in told
+    assert here.refused.noted == []
+
+
+def test_plain_http_is_not_taken_for_https_nor_the_reverse(here: Served) -> None:
+    with served() as plain:
+        url = f"https://127.0.0.1:{plain.port}"
+        with pytest.raises(OSError, match=f"speaks no HTTPS: is it http://127.0.0.1:{plain.port}"):
+            connect_to(url, {"0" * 64}, timeout_s=PATIENCE_S)
+    url = f"http://127.0.0.1:{here.port}"
+    answer = get_json(url, "/scope", (), timeout_s=PATIENCE_S, max_bytes=1000)
+    assert f"ask https://127.0.0.1:{here.port}" in answer["error"]
+
+
+def test_json_is_asked_for(here: Served) -> None:
+    url, trusted = f"https://127.0.0.1:{here.port}", {certified().fingerprint}
+    told = get_json(url, "/scope?a=b", trusted, timeout_s=PATIENCE_S, max_bytes=1000)
+    assert told == {"method": "GET", "path": "/scope", "http_version": "1.1", "query": "a=b"}
+    for path, most in (("/none", 1000), ("/scope", 10), ("/large", 1000)):
+        with pytest.raises(ValueError, match="did not answer with JSON"):
+            get_json(url, path, trusted, timeout_s=PATIENCE_S, max_bytes=most)
+
+
+def test_nobody_there_is_an_error() -> None:
+    for url in ("http://127.0.0.1:1", "https://127.0.0.1:1", "https://127.0.0.1:1/x"):
+        with pytest.raises(OSError, match="refused"):
+            connect_to(url, (), timeout_s=PATIENCE_S)
