@@ -179,7 +179,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         name="join",
-        summary="who may join: list, approve, revoke and forget keys",
+        summary="who may join: list, approve, revoke, forget; whom we trust: pins, trust, unpin",
         group="look",
         settings=(("data", "D8_DATA_DIR"),),
         examples=("join list", "join approve k3fq-2mzd-7xwa-pq4e", "join revoke pi-7"),
@@ -196,6 +196,17 @@ COMMANDS: Final[tuple[Command, ...]] = (
         summary="save what can be read of a damaged journal or outbox",
         group="look",
         settings=(("data", "D8_DATA_DIR"),),
+    ),
+    Command(
+        name="token",
+        summary="access tokens of the HTTP port: make, list and revoke them",
+        group="run",
+        settings=(("data", "D8_DATA_DIR"),),
+        examples=(
+            "token create alice --scope chat --limit 60/min",
+            "token list",
+            "token revoke alice",
+        ),
     ),
     Command(
         name="test",
