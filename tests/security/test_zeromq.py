@@ -19,7 +19,6 @@ import psutil
 import pytest
 
 from d8mesh.apps.status import ask
-from d8mesh.core.broker.strikes import BURST_STRIKES
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.edge.transport.byte_guard import UNFINISHED
@@ -30,7 +29,7 @@ from d8mesh.edge.transport.connections import (
     MAX_UNHEARD_PER_ADDRESS,
     SILENT,
 )
-from d8mesh.edge.transport.keys import KeyPair, new_pair
+from d8mesh.edge.transport.keys import KeyPair
 from tests.end_to_end.processes import until
 from tests.security.abuse import Abused, abused_mesh
 from tests.security.raw_zmtp import MORE, RawZmtp, frame, greeting, needs_sodium
@@ -344,23 +343,3 @@ def test_25_an_unknown_version_is_answered_once_with_the_versions_spoken(
         odd.socket.settimeout(0.2)
         with pytest.raises(TimeoutError):
             odd.receive()
-
-
-# ------------------------------------------------------------------- 33: a flood of one key
-
-
-@needs_sodium
-def test_33_a_flood_of_one_key_has_that_key_banned_and_no_other(abused: Abused, door: Door) -> None:
-    keys, strikes = new_pair(), int(BURST_STRIKES) + 1
-    expected = {("broker", "protocol.invalid"): strikes, ("broker", "access.banned"): 2}
-    with abused.refused_as(expected):
-        with door.join(keys) as odd:
-            for _ in range(strikes):
-                odd.send(b"\xc1")
-            assert odd.ends_within(CLOSED_S)
-        for _ in range(2):
-            with RawZmtp(door.port) as again, pytest.raises((AssertionError, OSError)):
-                again.shake_hands(door.server_key, keys)
-        with door.join() as other:  # the same address, another key
-            other.send(encode(m.Watch([])))
-            assert isinstance(decode_to_client(other.receive()), m.Beat)
