@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -121,6 +121,7 @@ class Broker:
     Args:
         folder: where the journal lies.
         web_port: the REST port to announce, None if there is none.
+        tls: the fingerprint of its certificate; "" for plain HTTP.
         say: takes in what is to be told to whoever runs the orchestrator.
 
     Raises:
@@ -139,6 +140,7 @@ class Broker:
         folder: Path,
         *,
         web_port: int | None = None,
+        tls: str = "",
         open_store: OpenStore = open_journal,
         say: Callable[[Notice], None] = lambda notice: None,
     ) -> None:
@@ -165,7 +167,9 @@ class Broker:
         self._questions = StoreReader(self._store, self._waker)
         restored = self._store.restore()
         passed("broker.restored")
-        policy = _policy(config, self._store.broker_id, self._router.port, self._keys)
+        policy = replace(
+            _policy(config, self._store.broker_id, self._router.port, self._keys), tls=tls
+        )
         members, clocks = self._door.members, (time.monotonic(), time.time())
         self._dispatcher = Dispatcher(
             policy, restored, random.random, members=members, now=clocks[0], at=clocks[1]
@@ -184,8 +188,9 @@ class Broker:
         self._begun = self._measured = 0  #: commits: their number, the last held one measured
         self._held: deque[_Held] = deque()
         self._now = 0.0  #: of the wake-up
-        where = (policy.broker_id, (), self._router.port, web_port, self._keys.public, proof)
-        self._announcer = Announcer(config, folder, KnownBroker(*where), self._door.heard)
+        where = (policy.broker_id, (), policy.broker_port, web_port)
+        known = KnownBroker(*where, self._keys.public, proof, tls)
+        self._announcer = Announcer(config, folder, known, self._door.heard)
 
     def run(self) -> None:
         """Serve until `stop`.

@@ -20,7 +20,7 @@ FIT: Final = {
 }
 #: Of several that a name means, so many are named.
 MAX_TWINS_NAMED: Final = 5
-_FINGERPRINT: Final = re.compile(rf"[a-z2-7]{{{FINGERPRINT_CHARS}}}", re.ASCII)
+_BARE_FINGERPRINT: Final = re.compile(rf"[a-z2-7]{{{FINGERPRINT_CHARS}}}", re.ASCII)
 
 Body = dict[str, object]
 
@@ -96,7 +96,7 @@ def found(members: Members, action: str, who: str) -> Member:
 
 def _is_called(member: Member, who: str) -> bool:
     bare = who.lower().replace("-", "")
-    if _FINGERPRINT.fullmatch(bare):  # nobody may call itself what another key is shown as
+    if _BARE_FINGERPRINT.fullmatch(bare):  # nobody may call itself what another key is shown as
         return member.fingerprint.replace("-", "") == bare
     return who == member.name or who in member.worker_ids
 
