@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from d8mesh.apps import pins
 from d8mesh.apps.tables import lines_of, wrapped
 from d8mesh.apps.work import connect
 from d8mesh.config import Config
@@ -35,10 +36,14 @@ class AsksAboutMembers(Protocol):
 def run(config: Config, options: argparse.Namespace) -> int:
     """List who is known, let a key in, show one out, or forget one; return the exit code.
 
+    What this machine trusts as orchestrators is `apps.pins`.
+
     Raises:
         BrokerUnavailableError: no orchestrator of this data folder answers.
         UnknownMemberError, AmbiguousMemberError: the name or fingerprint means none, or several.
     """
+    if options.action in pins.ACTIONS:
+        return pins.run(config, options)
     from d8mesh.nodes.client import Client  # slow to import
 
     with Client(endpoint=_own_endpoint(config), config=config) as client:

@@ -96,6 +96,16 @@ def test_a_machine_waits_is_let_in_and_shown_out_again(
             run(elsewhere, options_of("list"))
 
 
+def test_what_this_machine_trusts_is_asked_of_no_orchestrator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config(mesh="m", data_dir=str(tmp_path))
+    assert run(config, options_of("trust", "k3fq-2mzd-7xwa-pq4e")) == 0
+    assert run(config, options_of("pins")) == 0
+    assert "k3fq-2mzd-7xwa-pq4e" in capsys.readouterr().out
+    assert run(config, options_of("unpin", "all")) == 0
+
+
 class Answers:
     """A client that is answered as it is told."""
 
