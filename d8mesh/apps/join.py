@@ -101,6 +101,7 @@ def listing_lines(body: ListedMember, now: float, columns: int | None) -> Iterat
         for each in members
     ]
     yield from wrapped(mode_text(body["mode"]), columns)
+    yield tr("the key of this orchestrator: {key}", key=body["orchestrator"])
     if rows:
         yield from lines_of([tr(name) for name in MEMBER_COLUMNS], rows, width=columns)
     else:

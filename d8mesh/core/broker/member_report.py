@@ -9,7 +9,7 @@ from typing import Final
 from d8mesh.core.broker.members import Member, Members
 from d8mesh.core.broker.members_view import Membership
 from d8mesh.core.broker.state import BrokerState
-from d8mesh.core.protocol.membership import FINGERPRINT_CHARS, JoinMode
+from d8mesh.core.protocol.membership import FINGERPRINT_CHARS, JoinMode, fingerprint
 from d8mesh.errors import AmbiguousMemberError, UnknownMemberError
 
 #: The standings in which a key can be let in, shown out, or forgotten.
@@ -30,6 +30,7 @@ def listing(state: BrokerState) -> Body:
     members = state.members
     return {
         "mode": modes_of(state),
+        "orchestrator": fingerprint(state.policy.server_key),
         "waiting": len(members.waiting),
         "members": [shown(state, member) for member in members.all()],
     }

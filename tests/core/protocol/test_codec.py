@@ -169,3 +169,18 @@ def test_parts_of_messages_leave_out_what_came_later_and_says_nothing() -> None:
 def test_columns_of_delivered_must_agree() -> None:
     with pytest.raises(ProtocolError, match="Delivered: columns of unequal lengths"):
         decode_to_broker(encode(m.Delivered(1, [f"{S}-1"], [])))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [10, *HELLO[:2], "\x1b[2Jw", *HELLO[3:]],
+        [10, *HELLO[:6], "pi\nbroker.up", *HELLO[7:]],
+        [10, *HELLO[:8], ["echo\x07"], *HELLO[9:]],
+        [10, *HELLO[:9], ["m\x9b31m"], *HELLO[10:]],
+        [20, 1, "d8", S, "pc\x00"],
+    ],
+)
+def test_names_in_a_hello_have_no_control_characters(said: list[object]) -> None:
+    with pytest.raises(ProtocolError, match="Hello: control characters"):
+        decode_to_broker(msgpack.packb(said))
