@@ -24,18 +24,18 @@ TASK_ACTIONS: Final = {
     "replay": ("submit failed or cancelled tasks anew, under new ids", "*"),
     "cancel": ("cancel tasks", "+"),
 }
-#: What `join` can do at the orchestrator of this machine, in words, and the word for what it takes.
+#: What `join` can do, in words, and the word for what it takes.
 JOIN_ACTIONS: Final = {
     "list": ("who is known to the orchestrator of this machine, and who waits", ""),
     "approve": ("let a key in", "FINGERPRINT|NAME"),
     "revoke": ("show a key out at once; its tasks go on elsewhere", "FINGERPRINT|NAME"),
     "forget": ("free the worker ids of a key, after its key file was lost", "FINGERPRINT|NAME"),
 }
-#: What it can do for the workers and clients of this machine.
-PIN_ACTIONS: Final = {
-    "pins": ("the orchestrators that this machine trusts", ""),
-    "trust": ("trust orchestrators with these keys", "FINGERPRINT"),
-    "unpin": ("trust them no longer; all: the first that answers is trusted then", "FINGERPRINT"),
+#: What `join` can do on the side of workers and clients, on their machine.
+TRUST_ACTIONS: Final = {
+    "pins": ("which orchestrators the workers and clients of this machine trust", ""),
+    "trust": ("trust another orchestrator, or one that was installed anew", "FINGERPRINT"),
+    "unpin": ("trust one no longer (all: none)", "FINGERPRINT|all"),
 }
 #: Seconds that any command can be told to wait: a week.
 MAX_TIMEOUT_S: Final = 604_800
@@ -301,12 +301,13 @@ def join(parser: argparse.ArgumentParser) -> None:
             action.add_argument("who", metavar=who, help="as `join list` shows it")
         _timeout(action, "look for the orchestrator for so many seconds", f"{FIND_S:g}", FIND_S)
         _json(action, "one JSON object, for programs")
-    for name, (text, who) in PIN_ACTIONS.items():
+    for name, (text, who) in TRUST_ACTIONS.items():
         action = actions.add_parser(name, help=text, description=text)
-        action.set_defaults(who=[])
+        action.set_defaults(who=None, json=False)
         if who:
-            action.add_argument("who", nargs="+", metavar=who, help="as `join pins` shows it")
-        _json(action, "one JSON object, for programs")
+            action.add_argument("who", metavar=who, help="as the orchestrator prints it")
+        else:
+            _json(action, "one JSON object, for programs")
 
 
 def models(parser: argparse.ArgumentParser) -> None:

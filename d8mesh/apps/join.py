@@ -1,4 +1,7 @@
-"""The command `join`: who may join the mesh of this machine's orchestrator."""
+"""The command `join`: who may join the mesh of this machine's orchestrator.
+
+What it does for the other side, on the machines of workers and clients, is in `pins`.
+"""
 
 from __future__ import annotations
 

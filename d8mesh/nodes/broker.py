@@ -188,9 +188,8 @@ class Broker:
         self._begun = self._measured = 0  #: commits: their number, the last held one measured
         self._held: deque[_Held] = deque()
         self._now = 0.0  #: of the wake-up
-        where = (policy.broker_id, (), policy.broker_port, web_port)
-        known = KnownBroker(*where, self._keys.public, proof, tls)
-        self._announcer = Announcer(config, folder, known, self._door.heard)
+        where = (policy.broker_id, (), self._router.port, web_port, self._keys.public, proof, tls)
+        self._announcer = Announcer(config, folder, KnownBroker(*where), self._door.heard)
 
     def run(self) -> None:
         """Serve until `stop`.
