@@ -113,15 +113,13 @@ def test_05_a_body_over_the_limit_is_refused_and_never_kept(
     abused: Abused, door: DoorCase, how: str
 ) -> None:
     part = b" " * 1_000_000
-    json_line = "Content-Type: application/json"
     parts = [part] * (LARGE_BYTES // len(part))
+    length = "Transfer-Encoding: chunked" if how == "chunked" else f"Content-Length: {LARGE_BYTES}"
+    lines = ["Content-Type: application/json", length]
     if how == "chunked":
-        lines = (json_line, "Transfer-Encoding: chunked")
         parts = [b"%x\r\n%b\r\n" % (len(part), part)] * len(parts)
-    else:
-        lines = (json_line, f"Content-Length: {LARGE_BYTES}")
     if how == "declared, and waits":
-        lines, parts = (*lines, "Expect: 100-continue"), []
+        lines, parts = [*lines, "Expect: 100-continue"], []
     before_bytes = abused.node("_web").rss_bytes()
     with abused.refused("rest", "http.too_large"):
         told = abused.http.say(head("POST", door.path, *lines), *parts)

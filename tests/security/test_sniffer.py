@@ -30,8 +30,8 @@ PLAIN: Final = "PLAIN-d00d"
 
 HANDLERS: Final = f"""
 def told(data, context):
-    for part in "{PIECE}".split("-"):
-        context.chunk({{"text": "{PIECE}"}})
+    for _ in range(2):
+        context.emit({{"text": "{PIECE}"}})
     return {{"output": "{RESULT}" + "-" + str(len(data["text"]))}}
 
 def register(worker):
@@ -47,7 +47,8 @@ with Client(config=Config.from_env(os.environ)) as client:
         task = client.submit("told", {"text": sys.argv[1]}, listen=True)
         assert sys.argv[2] in str(list(task.stream(60)))
         print(task.id, task.result(60)["output"], flush=True)
-    chat = client.submit("agent_action", {"prompt": sys.argv[3], "max_tokens": 8})
+    messages = [{"role": "user", "content": sys.argv[3]}]
+    chat = client.submit("agent_action", {"messages": messages, "max_tokens": 8})
     answer = chat.result(60)
     print(chat.id, answer["text"], flush=True)
 """

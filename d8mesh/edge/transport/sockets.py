@@ -44,11 +44,11 @@ RECONNECT_MS: Final = 50
 RECONNECT_MAX_MS: Final = 200
 #: A connection that nobody answers is tried anew: the system alone would pause up to a minute.
 CONNECT_MS: Final = 2000
+#: What CURVE adds to a frame, at most: its name, a nonce, a flag and a seal.
+SEAL_BYTES: Final = 64
 #: So many handshakes fail one after the other before it is believed: one breaks off when its
 #: orchestrator is being stopped.
 MAX_FAILED_HANDSHAKES: Final = 3
-#: What CURVE adds to a frame, at most: its name, a nonce, a flag and a seal.
-SEAL_BYTES: Final = 64
 #: Connections waiting to be accepted.
 BACKLOG: Final = 1024
 #: How long closing may wait for what is still to be sent: a goodbye, not a queue.
