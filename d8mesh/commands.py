@@ -198,6 +198,17 @@ COMMANDS: Final[tuple[Command, ...]] = (
         settings=(("data", "D8_DATA_DIR"),),
     ),
     Command(
+        name="token",
+        summary="access tokens of the HTTP port: make, list and revoke them",
+        group="run",
+        settings=(("data", "D8_DATA_DIR"),),
+        examples=(
+            "token create alice --scope chat --limit 60/min",
+            "token list",
+            "token revoke alice",
+        ),
+    ),
+    Command(
         name="test",
         runs="d8mesh.cli:run_tests",
         summary="the tests; --all: the long proofs too; what follows goes to pytest",

@@ -71,6 +71,8 @@ class Config:
     interfaces: tuple[str, ...] = ()
     lang: str | None = None
     mesh_key: str | None = field(default=None, repr=False)
+    #: an access token of the orchestrator, for its HTTP port
+    token: str | None = field(default=None, repr=False)
     allowed_hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     keep_chats: bool = False
@@ -257,6 +259,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "16 to 256 printable characters without blanks",
         True,
     ),
+    Setting("D8_TOKEN", "token", _IS_KEY, _KEY_TEXT, True),
     Setting(
         "D8_ALLOWED_HOSTS",
         "allowed_hosts",

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from d8mesh.config import is_model_name
+from d8mesh import option_values as values
+from d8mesh.core.protocol.access_tokens import ALL_SCOPES, TokenScope
 
 TASK_STATES: Final = ("queued", "delayed", "running", "completed", "failed", "cancelled")
 BATCH_ORDERS: Final = ("input", "done")
@@ -67,7 +68,7 @@ def worker(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--slots",
-        type=_count(1, 4096),
+        type=values.count(1, 4096),
         metavar="N",
         help="tasks at the same time (default: as many as processors, 2 at least)",
     )
@@ -110,17 +111,17 @@ def submit(parser: argparse.ArgumentParser) -> None:
     add("--lines", action="store_true", help="the data is many tasks, one JSON object on each line")
     add("--wait", action="store_true", help="wait for the result and print it; code 1 if it failed")
     add("--follow", action="store_true", help="as --wait, and print partial output as it comes")
-    _number_option(parser, "--priority", _count(1, 10), "1..10", 5, "higher comes first")
+    _number_option(parser, "--priority", values.count(1, 10), "1..10", 5, "higher comes first")
     add(
         "--deadline",
         dest="deadline_s",
-        type=_number(0.001, 1e9),
+        type=values.number(0.001, 1e9),
         metavar="SECONDS",
         help="the task fails if it is not finished so many seconds from now (default: none)",
     )
     add(
         "--attempts",
-        type=_count(1, 100),
+        type=values.count(1, 100),
         metavar="N",
         help="attempts before it has failed (default: the orchestrator's MAX_RETRY_ATTEMPTS, 3)",
     )
@@ -155,7 +156,7 @@ def batch(parser: argparse.ArgumentParser) -> None:
     add("--system", default="", metavar="TEXT", help="instructions for the model (default: none)")
     add(
         "--max-tokens",
-        type=_count(1, 10_000_000),
+        type=values.count(1, 10_000_000),
         metavar="N",
         help="tokens of an answer at most (default: the model's own bound)",
     )
@@ -172,7 +173,7 @@ def batch(parser: argparse.ArgumentParser) -> None:
         metavar="ORDER",
         help="of the answers: input, as they are asked, or done, as they come (default: input)",
     )
-    _number_option(parser, "--priority", _count(1, 10), "1..10", 3, "higher comes first")
+    _number_option(parser, "--priority", values.count(1, 10), "1..10", 3, "higher comes first")
     add("--retry-failed", action="store_true", help="ask those again that have failed")
     _timeout(parser, "stop waiting after so many seconds", "as long as it takes")
     _json(parser, "one JSON object at the end")
@@ -187,7 +188,12 @@ def niche(parser: argparse.ArgumentParser) -> None:
         help="YAML, JSON or CSV file: markets, geographies (default: 5 markets in 3 geographies)",
     )
     _number_option(
-        parser, "--at-once", _count(1, 10_000), "N", 100, "questions under way at the same time"
+        parser,
+        "--at-once",
+        values.count(1, 10_000),
+        "N",
+        100,
+        "questions under way at the same time",
     )
     _output(parser, "niche")
     _timeout(
@@ -231,7 +237,7 @@ def evolution(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="the same seed gives the same run (default: by chance)")
     add(
         "--patience",
-        type=_count(1, 100_000),
+        type=values.count(1, 100_000),
         default=0,
         metavar="N",
         help="end after so many generations without a better one (default: any number)",
@@ -239,7 +245,7 @@ def evolution(parser: argparse.ArgumentParser) -> None:
     add(
         "--time-limit",
         dest="time_limit_s",
-        type=_number(0.1, MAX_TIMEOUT_S),
+        type=values.number(0.1, MAX_TIMEOUT_S),
         metavar="SECONDS",
         help="end after so many seconds, with what was found (default: none)",
     )
@@ -273,7 +279,7 @@ def tasks(parser: argparse.ArgumentParser) -> None:
                 help=f"of this only: {', '.join(TASK_STATES)} (default: all)",
                 metavar="STATE",
             )
-            most = _count(1, 1_000_000)
+            most = values.count(1, 1_000_000)
             _number_option(action, "--limit", most, "N", LISTED, "tasks at most")
             door = "of what came in by this door only, as ollama or openai (default: all)"
             action.add_argument("--door", default="", help=door)
@@ -344,7 +350,7 @@ def logs(parser: argparse.ArgumentParser) -> None:
         help="whose: orchestrator, broker, web, worker, worker-2, … (default: all)",
     )
     newest = "the newest lines, over all of them"
-    _number_option(parser, "--lines", _count(1, 100_000), "N", LOG_LINES, newest)
+    _number_option(parser, "--lines", values.count(1, 100_000), "N", LOG_LINES, newest)
     add("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
     _data(parser)
 
@@ -355,15 +361,49 @@ def recover(parser: argparse.ArgumentParser) -> None:
     _json(parser, "one JSON object, for programs")
 
 
+def token(parser: argparse.ArgumentParser) -> None:
+    """Add what `token` takes."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    name_help = "what it is called: who, or which program, has it"
+    create = actions.add_parser("create", help="make a token; it is shown once")
+    create.add_argument("name", type=values.token_name, metavar="NAME", help=name_help)
+    create.add_argument(
+        "--scope",
+        action="append",
+        choices=[each.value for each in TokenScope if each in ALL_SCOPES],
+        default=[],
+        metavar="SCOPE",
+        help="what it is for; may be given again: chat (language models, files, batches), submit "
+        "(tasks and their results), work (polling workers, the tunnel), admin (everything) "
+        "(default: chat)",
+    )
+    create.add_argument(
+        "--limit",
+        type=values.limit,
+        metavar="N/min|N/h",
+        help="requests at most in any minute or hour, 60/min or 1000/h (default: none)",
+    )
+    listed = actions.add_parser("list", help="the tokens, and what each has used")
+    revoke = actions.add_parser("revoke", help="end a token, within a second")
+    revoke.add_argument("name", metavar="NAME", help=name_help)
+    for action in (create, listed, revoke):
+        _data(action)
+        _json(action, "one JSON object, for programs")
+
+
 def _breeding(parser: argparse.ArgumentParser) -> None:
     """Add how genomes are bred."""
-    _number_option(parser, "--population", _count(2, 100_000), "N", 24, "genomes of an island")
-    _number_option(parser, "--generations", _count(1, 100_000), "N", 10, "generations at most")
+    _number_option(
+        parser, "--population", values.count(2, 100_000), "N", 24, "genomes of an island"
+    )
+    _number_option(
+        parser, "--generations", values.count(1, 100_000), "N", 10, "generations at most"
+    )
     apart = "populations that evolve apart"
-    _number_option(parser, "--islands", _count(1, 100), "N", 1, apart)
+    _number_option(parser, "--islands", values.count(1, 100), "N", 1, apart)
     exchange = "generations from one exchange of the islands' best to the next"
-    _number_option(parser, "--migrate-every", _count(1, 100_000), "N", 5, exchange)
-    rate = _number(0, 1)
+    _number_option(parser, "--migrate-every", values.count(1, 100_000), "N", 5, exchange)
+    rate = values.number(0, 1)
     _number_option(parser, "--mutation-rate", rate, "0..1", 0.2, "how much of a genome is changed")
 
 
@@ -405,7 +445,7 @@ def _change(
     """Add an action that changes where a model is installed."""
     action: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
     help_text = "the model's name, as Ollama knows it"
-    action.add_argument("name", type=_model_name, metavar="NAME", help=help_text)
+    action.add_argument("name", type=values.model_name, metavar="NAME", help=help_text)
     _timeout(action, "give up waiting after so many seconds", "as long as it takes")
     more = "one JSON object a line, for programs"
     action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=more)
@@ -436,7 +476,7 @@ def _timeout(
     parser.add_argument(
         "--timeout",
         dest="timeout_s",
-        type=_number(0.1, MAX_TIMEOUT_S),
+        type=values.number(0.1, MAX_TIMEOUT_S),
         default=default_s,
         metavar="SECONDS",
         help=f"{text} (default: {default})",
@@ -450,7 +490,7 @@ def _which_models(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--model", default="", metavar="NAME", help=help_text)
     which.add_argument(
         "--models",
-        type=_names,
+        type=values.names,
         default=[],
         metavar="NAMES",
         help="models, the first that is to be had answers: a,b (default: any)",
@@ -462,40 +502,3 @@ def _which_models(parser: argparse.ArgumentParser) -> None:
         help="may the question leave the LAN: never, overflow (only if no machine of the LAN can "
         "begin soon) or yes (default: D8_CLOUD of the orchestrator)",
     )
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError(f"expected names with commas between, not {text!r}")
-    return names
-
-
-def _model_name(text: str) -> str:
-    if not is_model_name(text):
-        raise argparse.ArgumentTypeError(f"expected a model name such as qwen3:4b, not {text!r}")
-    return text
-
-
-def _count(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        with_bounds = f"expected a whole number, {low} to {high}, not {text!r}"
-        if not text.isascii() or not text.isdigit() or not low <= int(text[:18]) <= high:
-            raise argparse.ArgumentTypeError(with_bounds)
-        return int(text)
-
-    return parse
-
-
-def _number(low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text if text.isascii() and "_" not in text else "nan")
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:  # also false for NaN
-            with_bounds = f"expected a number, {low:.10g} to {high:.10g}, not {text!r}"
-            raise argparse.ArgumentTypeError(with_bounds)
-        return value
-
-    return parse

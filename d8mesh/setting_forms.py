@@ -188,10 +188,10 @@ def names(pattern: str, *, is_printable: bool = False) -> Parser:
 
 def fingerprints(text: str) -> tuple[str, ...]:
     """Take SHA-256 fingerprints as programs show them, as 64 lower-case hex digits each."""
-    return tuple(part.replace(":", "").lower() for part in _fingerprints(text))
-
-
-_fingerprints: Final = names(r"[0-9A-Fa-f]{64}|[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){31}")
+    parts = [part.strip().replace(":", "").lower() for part in text.split(",") if part.strip()]
+    if not parts or not all(re.fullmatch(r"[0-9a-f]{64}", part) for part in parts):
+        raise ValueError(text)
+    return tuple(parts)
 
 
 def folder(text: str) -> str:

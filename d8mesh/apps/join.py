@@ -26,7 +26,7 @@ MEMBER_COLUMNS: Final = ("standing", "name", "kind", "address", "fingerprint", "
 #: How long ago in the unit that says it in a small number, the largest first.
 _UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
-Listed = Mapping[str, Any]
+ListedMember = Mapping[str, Any]
 
 
 class AsksAboutMembers(Protocol):
@@ -47,7 +47,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         return pins.run(config, options)
     from d8mesh.nodes.client import Client  # slow to import
 
-    with Client(_own_endpoint(config), config=config) as client:
+    with Client(endpoint=_own_endpoint(config), config=config) as client:
         connect(client, timeout_s=options.timeout_s, on_wait=tell)
         return run_with(client, options)
 
@@ -86,9 +86,9 @@ def _list(client: AsksAboutMembers, options: argparse.Namespace) -> int:
     return 0
 
 
-def listing_lines(body: Listed, now: float, columns: int | None) -> Iterator[str]:
+def listing_lines(body: ListedMember, now: float, columns: int | None) -> Iterator[str]:
     """Yield what there is to say of all members at `now`, in Unix seconds."""
-    members: list[Listed] = body["members"]
+    members: list[ListedMember] = body["members"]
     rows = [
         (
             tr(_standing(each)),
@@ -123,7 +123,7 @@ def mode_text(modes: list[str]) -> str:
     return tr("whoever is on this network may join (D8_JOIN=lan)")
 
 
-def _standing(member: Listed) -> str:
+def _standing(member: ListedMember) -> str:
     if member["banned_s"] is not None:
         return "banned for a while"
     return "own" if member["is_own"] else str(member["standing"])
@@ -137,7 +137,7 @@ def _ago(at: float | None, now: float) -> str:
     return f"{past_s // size:.0f} {unit}"
 
 
-def _done(action: str, member: Listed) -> str:
+def _done(action: str, member: ListedMember) -> str:
     """Return in words what was done, and with whom."""
     what = {"key": member["fingerprint"], "address": escaped(str(member["address"])) or "?"}
     what["name"] = escaped(str(member["name"])) or "?"

@@ -7,8 +7,9 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Final
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 
 from d8mesh.apps.capabilities import ListedWorker, models_of, reasons_of, why_lines
 from d8mesh.apps.models import loaded_lines
@@ -18,11 +19,12 @@ from d8mesh.core.protocol.addresses import endpoint
 from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
 from d8mesh.edge.network import reachable_host, usable_addresses
 from d8mesh.edge.terminal import as_json, say, width
-from d8mesh.nodes.credentials import secret_of
+from d8mesh.nodes.credentials import secret_of, web_fields
 from d8mesh.nodes.reconnector.trust import OrchestratorTrust
 from d8mesh.program import command_name
 from d8mesh.words import escaped, tr, translated
 
+NOTHING_SHOWN: Final[Mapping[str, str]] = {}
 #: How long to listen for orchestrators on the network.
 LISTEN_S: Final = 1.5
 #: How long one REST answer may take.
@@ -82,11 +84,18 @@ def look(
     urls = dict.fromkeys([config.orchestrator_url or "", f"http://127.0.0.1:{config.web_port}"])
     found: dict[str, Orchestrator] = {}
     for url in [*filter(None, urls), *_heard(config, on_stranger)]:
+        shown: Mapping[str, str] = {}
         try:
             health = ask(url, "/health", answer_s=answer_s)
+            if isinstance(health, dict) and health.get("code") == "access.token":
+                shown = web_fields(config, health, is_given=url == config.orchestrator_url)
+                health = ask(url, "/health", answer_s=answer_s, headers=shown)
         except OSError:
             continue
         if not isinstance(health, dict):
+            continue
+        if health.get("code") in ("access.token", "access.revoked", "access.scope"):
+            on_stranger(_closed(url))
             continue
         if health.get("mesh") != config.mesh:
             if health.get("service") == "d8-orchestrator":
@@ -96,9 +105,10 @@ def look(
         if str(health.get("broker_id")) in found:
             continue
         try:
-            each.stats = ask(url, "/api/stats", answer_s=answer_s)
-            each.workers = ask(url, "/api/workers/list", answer_s=answer_s)["workers"]
-            models = ask(url, "/api/models", answer_s=answer_s)
+            asked = partial(ask, url, answer_s=answer_s, headers=shown)
+            each.stats = asked("/api/stats")
+            each.workers = asked("/api/workers/list")["workers"]
+            models = asked("/api/models")
             each.models = models if "services" in models else {}
         except (OSError, ValueError, KeyError) as error:
             each.problem = str(error)
@@ -106,7 +116,13 @@ def look(
     return list(found.values())
 
 
-def ask(url: str, path: str, *, answer_s: float = ANSWER_S) -> Any:
+def ask(
+    url: str,
+    path: str,
+    *,
+    answer_s: float = ANSWER_S,
+    headers: Mapping[str, str] = NOTHING_SHOWN,
+) -> Any:
     """Return the JSON answer of a GET.
 
     Raises:
@@ -114,7 +130,7 @@ def ask(url: str, path: str, *, answer_s: float = ANSWER_S) -> Any:
     """
     opener = build_opener(ProxyHandler({}))  # a LAN address is never behind a proxy
     try:
-        with opener.open(url + path, timeout=answer_s) as answer:
+        with opener.open(Request(url + path, headers=dict(headers)), timeout=answer_s) as answer:
             return json.loads(answer.read(MAX_LIST_BYTES))
     except OSError as error:
         body = getattr(error, "read", lambda: b"")()
@@ -124,6 +140,14 @@ def ask(url: str, path: str, *, answer_s: float = ANSWER_S) -> Any:
             raise error from None
     except ValueError as error:
         raise OSError(f"{url}{path} did not answer with JSON") from error
+
+
+def _closed(url: str) -> str:
+    return tr(
+        "{url} is closed to this machine: set the orchestrator's D8_MESH_KEY here too, or an "
+        "access token of it as D8_TOKEN",
+        url=url,
+    )
 
 
 def _of_another_mesh(url: str, health: Mapping[str, Any], mesh: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from d8mesh import __version__
+from d8mesh.core.protocol.access_tokens import ALL_SCOPES
 from d8mesh.http.answers import Response
 from d8mesh.http.described import AboutCall, HttpReply
 from d8mesh.http.off_loop import OFF_LOOP_BYTES, off_loop
@@ -26,7 +27,7 @@ def document_door(others: Sequence[Door]) -> Door:
         calls.answer,
         described=AboutCall(what="This document.", answers=(HttpReply(200, dict[str, Any]),)),
     )
-    door = Door(routes=(route,))
+    door = Door(routes=(route,), scopes=ALL_SCOPES)
     calls.doors = (*others, door)
     return door
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
+from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.doors.waiting import Doorbell
 from d8mesh.edge.logs import event
 from d8mesh.edge.transport.tunnel import (
@@ -285,7 +286,7 @@ def tunnel_door(exchange: Exchange) -> Door:
         max_body_bytes=MAX_TUNNEL_BYTES,
         ends_with_caller=True,
     )
-    return Door(routes=(route,))
+    return Door(routes=(route,), scopes=frozenset({TokenScope.WORK, TokenScope.LINK}))
 
 
 def _count(request: Request, header: str) -> int | None:

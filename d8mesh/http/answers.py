@@ -29,10 +29,14 @@ RETRY_AFTER_S: Final[Mapping[str, int]] = {
 #: The codes of every status: those of `d8mesh.errors` and those of HTTP itself (`http.*`).
 _CODES: Final[Mapping[int, str]] = {
     400: (
-        "protocol.invalid protocol.version task.rejected task.invalid model.unfit http.bad_request"
+        "protocol.invalid protocol.version task.rejected task.invalid model.unfit http.bad_request "
+        "http.plain"
     ),
-    401: "access.token",
-    403: "access.forbidden http.host http.origin http.peer",
+    401: "access.token access.revoked",
+    403: (
+        "access.forbidden access.pending access.key access.orchestrator_key access.scope "
+        "http.host http.origin http.peer"
+    ),
     404: "task.unknown worker.unknown model.unknown member.unknown backend.missing http.not_found",
     405: "http.method",
     408: "http.timeout",
@@ -41,12 +45,12 @@ _CODES: Final[Mapping[int, str]] = {
     413: "task.too_large http.too_large",
     414: "http.url_too_long",
     415: "http.media_type",
-    429: "queue.full access.flood",
+    429: "queue.full access.flood access.limit",
     431: "http.headers_too_large",
     500: (
         "d8.error config.invalid core.transition task.error model.error client.wrong_loop "
         "worker.error member.error worker.outbox_broken worker.handler journal.failed journal.held "
-        "journal.broken"
+        "journal.broken config.key_file"
     ),
     502: "backend.failed backend.memory backend.stalled backend.answer backend.too_large",
     503: (
@@ -78,6 +82,8 @@ class Refusal(Exception):
     def __init__(self, code: str, text: str, *, headers: Mapping[str, str] = _NONE) -> None:
         super().__init__(text)
         self.code, self.headers = code, headers
+        #: told beside error and code
+        self.facts: Mapping[str, object] = {}
 
 
 class ToldProblem(msgspec.Struct):
@@ -177,7 +183,8 @@ def answer(body: Mapping[str, object], status: int = 200) -> Response:
 
 def problem(error: D8Error | Refusal) -> Response:
     """Return the answer that tells of an error, with its code's status."""
-    body: dict[str, object] = {"error": str(error), "code": error.code}
+    facts = error.facts if isinstance(error, Refusal) else {}
+    body: dict[str, object] = {**facts, "error": str(error), "code": error.code}
     pruned_at = None if isinstance(error, Refusal) else error.details.get("pruned_at")
     if isinstance(pruned_at, (int, float)):
         body["pruned_at"] = pruned_at

@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import Map, Rule
 
 from d8mesh.errors import D8Error
+from d8mesh.http.access import Access
 from d8mesh.http.answers import CLOSES, NO_CONTENT, Refusal, Response
 from d8mesh.http.asgi import SINK, AsgiMessage, AsgiSend, Receive, Scope
 from d8mesh.http.codings import CODINGS, MAX_DECODED_BYTES, decoder_of
@@ -44,6 +45,8 @@ class Application:
         self._guard = guard
         self._rejections = rejections
         self._held_bytes = 0
+        #: an access token -> the requests under way with it
+        self._of_token: dict[str, set[Request]] = {}
         prefixes = [(prefix, door) for door in doors for prefix in door.prefixes]
         self._prefixes = sorted(prefixes, key=lambda each: -len(each[0]))
         rules = [
@@ -63,6 +66,12 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
         """Serve one request (ASGI)."""
         request = Request(scope)
+        try:
+            await self._serve(request, receive, send)
+        finally:
+            self._forget(request)
+
+    async def _serve(self, request: Request, receive: Receive, send: AsgiSend) -> None:
         door, found = self._find(request)
         try:
             response = await self._answer(request, receive, door, found)
@@ -80,7 +89,9 @@ class Application:
         _share(response, door, request.fields.get("origin"))
         self._held_bytes += size
         try:
-            await response.send(send, is_head=request.method == "HEAD", sink=scope.get(SINK))
+            await response.send(
+                send, is_head=request.method == "HEAD", sink=request.scope.get(SINK)
+            )
         finally:
             self._held_bytes -= size
 
@@ -148,10 +159,11 @@ class Application:
         self._guard.check(peer, request.http_version, fields, door.origins)
         if door.origins is not no_origin and is_preflight(request.method, fields):
             return Response(b"", NO_CONTENT, headers=preflight_headers(fields))
-        self._guard.check_key(peer, fields)  # a preflight never has one
+        request.access = await self._access(request, peer, found)  # a preflight shows no key
         if isinstance(found, Refusal):
             raise found
         route, values = found
+        request.access.require(route.scopes or door.scopes, asks_always=route.asks_always)
         if route.is_for_programs:
             self._guard.check_program(fields)
         # Our server cancels calls whose callers have left.
@@ -166,6 +178,34 @@ class Application:
             async with aclosing(_parts(request, receive, route.max_body_bytes)) as request.parts:
                 return await route.call(request, **values)
         return await self._call(request, receive, route, values)
+
+    async def _access(self, request: Request, peer: str, found: _Matched | Refusal) -> Access:
+        """Return what a request may do; it is ended when its token is revoked."""
+        try:
+            access = self._guard.access_of(peer, request.fields)
+        except Refusal as refusal:
+            if refusal.code == "access.token" and not isinstance(found, Refusal):
+                known_to_all = found[0].known_to_all
+                refusal.facts = {} if known_to_all is None else await known_to_all()
+            raise
+        if access.token:
+            self._of_token.setdefault(access.token, set()).add(request)
+        return access
+
+    def end_token(self, token: str) -> None:
+        """End what is under way with a token that is revoked."""
+        for request in self._of_token.get(token, ()):
+            sink = request.scope.get(SINK)
+            if sink is not None:
+                sink.abort()
+
+    def _forget(self, request: Request) -> None:
+        token = request.access.token
+        under_way = self._of_token.get(token)
+        if under_way is not None:
+            under_way.discard(request)
+            if not under_way:
+                del self._of_token[token]
 
     async def _call(
         self, request: Request, receive: Receive, route: HttpRoute, values: dict[str, Any]

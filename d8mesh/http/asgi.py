@@ -29,6 +29,9 @@ class BodySink(Protocol):
     def write_part(self, body: bytes, *, has_more: bool) -> None:
         """Send a part; nothing if the caller has left."""
 
+    def abort(self) -> None:
+        """End the connection at once."""
+
 
 def fields_of(scope: Scope) -> Mapping[str, str]:
     """Return the headers by lower-case name; what came twice is joined by a comma."""

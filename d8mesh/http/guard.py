@@ -1,4 +1,4 @@
-"""Who may ask at all: the peer's address, the Host, the Origin; and what was refused.
+"""Who may ask at all: the peer's address, the Host, the Origin, the key; and what was refused.
 
 Runs before routing, for every method: a page of some web site must reach nothing here,
 whatever name it gave itself (DNS rebinding) and whatever it was allowed to send.
@@ -6,13 +6,13 @@ whatever name it gave itself (DNS rebinding) and whatever it was allowed to send
 
 from __future__ import annotations
 
-import hmac
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
+from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.core.protocol.addresses import (
     host_is_allowed,
     host_of,
@@ -20,37 +20,64 @@ from d8mesh.core.protocol.addresses import (
     is_admissible,
     is_loopback,
 )
+from d8mesh.core.protocol.membership import link_pass
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import own_names
+from d8mesh.http.access import (
+    ANYBODY,
+    CHALLENGE,
+    NEAR,
+    Access,
+    KnownTokens,
+    is_one_of,
+    shown_in,
+)
 from d8mesh.http.answers import CLOSES, Refusal
 from d8mesh.http.origins import no_origin
+from d8mesh.program import command_name
 
 #: The machine's names and addresses are looked up again after this long.
 NAMES_S: Final = 5.0
 #: They are looked up sooner for a name that is not among them, but not more often than this; for
 #: an address at once, which this machine may have got a moment ago.
 NAMES_AGAIN_S: Final = 0.5
-#: Ends the key itself in what a program sends as one: ``KEY;priority=2``.
-KEY_OPTIONS: Final = ";priority="
+#: Whoever sends one of these asks for somebody else, who may be anywhere.
+_FORWARDING: Final = frozenset(
+    {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
+)
+_FORWARDING_PREFIX: Final = "x-forwarded-"
+#: What the pass of a link opens.
+LINK_SCOPES: Final = frozenset({TokenScope.LINK})
 _log: Final = logging.getLogger("d8mesh.http")
 
 
 class Guard:
     """Refuses requests before anything reads them.
 
-    key: what whoever is not on this machine has to show; only with one `allows_public` counts.
+    Args:
+        keys: what opens everything: the mesh key, and the pass of our own nodes. With one
+            `allows_public` counts, and the mesh is closed.
+        secret: of the mesh key: what is made of it opens a link of the tunnel.
+        is_closed: whoever is not on this machine has to show a key or a token.
+        tokens: the access tokens; None: none is known.
     """
 
     def __init__(
         self,
         allowed_hosts: Collection[str] = (),
         *,
-        key: str | None = None,
+        keys: Collection[str] = (),
         allows_public: bool = False,
+        is_closed: bool = False,
+        secret: bytes | None = None,
+        tokens: KnownTokens | None = None,
     ) -> None:
         self._own_hosts = OwnHosts(allowed_hosts)
-        self._key = key
-        self._allows_public = allows_public and bool(key)
+        self._keys = tuple(keys)
+        self._is_closed = is_closed or bool(keys)
+        self._allows_public = allows_public and bool(keys)
+        self._secret = secret
+        self._tokens = KnownTokens() if tokens is None else tokens
 
     def check(
         self,
@@ -81,10 +108,47 @@ class Guard:
         if fields.get("user-agent", "").startswith("Mozilla/"):
             raise Refusal("http.origin", "this is for programs, and a browser asks for it")
 
-    def check_key(self, peer: str, fields: Mapping[str, str]) -> None:
-        """Refuse a request that does not show the mesh's key, if there is one."""
-        if self._key is not None and not is_loopback(peer):
-            _check_token(fields, self._key)
+    def access_of(self, peer: str, fields: Mapping[str, str]) -> Access:
+        """Return what a request may do, by what it shows and where it comes from, or refuse it.
+
+        Args:
+            peer: the address that it came from; of a proxy that is trusted, the one it tells.
+        """
+        shown = shown_in(fields)
+        is_near = is_loopback(peer) and not is_forwarded(fields)
+        if not shown:
+            if is_near:
+                return NEAR
+            if self._is_closed:
+                raise _no_key()
+            return ANYBODY
+        if self._is_link(fields.get("x-d8-link"), shown):
+            return Access(LINK_SCOPES, is_near=is_near, is_shown=True, name="of a link")
+        return self._access_by(shown, is_near=is_near)
+
+    def _is_link(self, link_id: str | None, shown: list[str]) -> bool:
+        """Return whether a pass is shown that was made for this link of the tunnel."""
+        if self._secret is None or link_id is None:
+            return False
+        return is_one_of(shown, (link_pass(self._secret, link_id),))
+
+    def _access_by(self, shown: list[str], *, is_near: bool) -> Access:
+        if self._keys and is_one_of(shown, self._keys):
+            return Access(is_near=is_near, is_shown=True)
+        found = [token for token in map(self._tokens.find, shown) if token is not None]
+        token = next((each for each in found if each.revoked_at is None), None)
+        if token is not None:
+            self._tokens.use(token, time.monotonic())
+            return Access(frozenset(token.scopes), is_near, True, token.id, token.name)
+        if found:
+            raise Refusal(
+                "access.revoked", f"the token {found[0].name} is revoked", headers=CHALLENGE
+            )
+        if is_near:  # programs that must send something send anything
+            return NEAR
+        if self._is_closed:
+            raise _no_key()
+        return ANYBODY
 
     def admits(self, peer: str) -> bool:
         """Return whether a peer of this address may ask at all."""
@@ -154,17 +218,14 @@ def _check_page(fields: Mapping[str, str], host: str, origins: Callable[[str], b
         raise Refusal("http.origin", "requests of web pages from elsewhere are refused")
 
 
-def _check_token(fields: Mapping[str, str], key: str) -> None:
-    scheme, _, token = fields.get("authorization", "").partition(" ")
-    given = [token.strip()] if scheme.lower() == "bearer" else []
-    if "x-api-key" in fields:  # where Anthropic's clients have it
-        given.append(fields["x-api-key"].strip())
-    # Programs that can set nothing but a key say there how urgent they are.
-    given += [each.rpartition(KEY_OPTIONS)[0] for each in given if KEY_OPTIONS in each]
-    wanted = key.encode("utf-8")
-    if not any(hmac.compare_digest(each.encode("utf-8", "replace"), wanted) for each in given):
-        raise Refusal(
-            "access.token",
-            "this mesh has a key: send it as Authorization: Bearer",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
+def is_forwarded(fields: Mapping[str, str]) -> bool:
+    """Return whether a request says that it was passed on for somebody else."""
+    return any(name in _FORWARDING or name.startswith(_FORWARDING_PREFIX) for name in fields)
+
+
+def _no_key() -> Refusal:
+    told = (
+        "this mesh is closed: send its key, or an access token, as Authorization: Bearer (at the "
+        f"orchestrator `{command_name()} token create NAME` makes one)"
+    )
+    return Refusal("access.token", told, headers=CHALLENGE)

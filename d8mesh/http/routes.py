@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
@@ -10,7 +10,9 @@ from typing import Any, Final
 from werkzeug.datastructures import Headers
 from werkzeug.sansio.request import Request as SansIoRequest
 
+from d8mesh.core.protocol.access_tokens import ADMIN_ONLY, TokenScope
 from d8mesh.errors import D8Error
+from d8mesh.http.access import ANYBODY, Access
 from d8mesh.http.answers import JSON, Refusal, Response, ToldProblem, problem
 from d8mesh.http.asgi import Scope, fields_of
 from d8mesh.http.described import AboutCall, AboutCalls
@@ -30,8 +32,10 @@ class Request(SansIoRequest):
     body: what came with it, whole and within the route's limit.
     value: what the route's schema made of it.
     parts: of a route that is streamed, what comes of the body, in turn.
+    access: what the guard lets it do.
     """
 
+    access: Access = ANYBODY
     body: bytes = b""
     received_bytes: int = 0
     value: Any = None
@@ -78,6 +82,9 @@ class HttpRoute:
     ends_with_caller: the call is cancelled when its caller leaves, as that of a GET always is;
         else it runs to its end.
     is_for_programs: a GET that changes something: not for browsers.
+    scopes: whoever may one of these may call it; None: as the door says.
+    asks_always: a key or a token is needed off this machine in an open mesh, too.
+    known_to_all: what whoever is refused for want of a key is told all the same.
     described: what it takes and answers ; None: nobody says.
     """
 
@@ -93,6 +100,9 @@ class HttpRoute:
     is_light: bool = False
     ends_with_caller: bool = False
     is_for_programs: bool = False
+    scopes: frozenset[TokenScope] | None = None
+    asks_always: bool = False
+    known_to_all: Callable[[], Awaitable[Mapping[str, object]]] | None = None
     described: AboutCall | None = field(default=None, compare=False)
 
 
@@ -104,6 +114,7 @@ class Door:
     prefixes: paths whose errors are told in this door's form also where there is no such route,
         each with all that is below it; the longest that fits counts.
     origins: whether pages of this origin may use the door, beside our own.
+    scopes: of its routes that say nothing else.
     problem_kind: the type of the bodies that `problem` makes.
     """
 
@@ -112,6 +123,7 @@ class Door:
     before: Callable[[Request], Awaitable[None]] | None = None
     prefixes: Sequence[str] = ()
     origins: Callable[[str], bool] = no_origin
+    scopes: frozenset[TokenScope] = ADMIN_ONLY
     problem_kind: type = ToldProblem
 
 

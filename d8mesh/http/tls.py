@@ -103,7 +103,8 @@ def prepared(config: Config, names: Collection[str]) -> TlsFiles | None:
         except OSError as error:
             raise ConfigError(
                 f"D8_TLS=auto: {error.filename or folder}: {error.strerror or error}. Bring it "
-                f"back from a copy, or delete {folder}: another pair, with another fingerprint, is made"
+                f"back from a copy, or delete {folder}: another pair is made, with another "
+                "fingerprint"
             ) from error
     server_context(files)
     until = _certificate_in(files.certificate).not_valid_after_utc

@@ -12,8 +12,8 @@ import ssl
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from d8mesh.http.answers import Refusal
 from d8mesh.http.connection import HANDSHAKING, HttpConnection
-from d8mesh.http.heads import bad
 
 #: How a TLS connection begins: a record of the handshake.
 _HANDSHAKE_RECORD: Final = 22
@@ -102,7 +102,7 @@ class TlsConnection(asyncio.BufferedProtocol):
         transport.is_plain = True
         host, port = (transport.get_extra_info("sockname") or ("", 0))[:2]
         place = f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-        self._above.refuse(bad(f"this port speaks HTTPS: ask https://{place}"))
+        self._above.refuse(Refusal("http.plain", f"this port speaks HTTPS: ask https://{place}"))
 
 
 class TlsTransport(asyncio.Transport):

@@ -15,13 +15,14 @@ from d8mesh.edge.address_file import FOLDER as ORCHESTRATOR_FOLDER
 from d8mesh.edge.network import usable_addresses
 from d8mesh.edge.terminal import say as print_line
 from d8mesh.edge.transport.keys import public_key_in
+from d8mesh.http.tls import TlsFiles, shown_fingerprint
 from d8mesh.program import command_name
 from d8mesh.words import escaped, tr
 
 #: What people call the child processes.
 _SHOWN_NAMES: Final = {"broker": "broker", "web": "REST process"}
 #: Why somebody is refused, in words.
-_REFUSALS: Final = {
+_WHY_REFUSED: Final = {
     "access.address": "its address is not a private one",
     "access.banned": "it sent what is not allowed, again and again; it may come again in 3 minutes",
     "access.forbidden": "it asked for what it may not have",
@@ -43,7 +44,9 @@ class OrchestratorConsole:
         self._config, self._folder, self._print = config, folder, say
         self._fell_at: dict[str, float] = {}
 
-    def started(self, broker_id: str, *, web_port: int, broker_port: int) -> None:
+    def started(
+        self, broker_id: str, *, web_port: int, broker_port: int, tls: TlsFiles | None = None
+    ) -> None:
         """Say where the orchestrator is, and how others come to it."""
         mesh = self._config.mesh
         self._say_tr(
@@ -55,10 +58,15 @@ class OrchestratorConsole:
             broker=broker_port,
         )
         addresses = addresses_of(self._config)
-        urls = [endpoint(address, web_port, "http") for address in addresses]
+        scheme = "http" if tls is None else "https"
+        urls = [endpoint(address, web_port, scheme) for address in addresses]
         self._row(tr("open"), *(f"{url}/health" for url in urls))
         self._row(tr("programs"), self._programs(urls[0]))
-        self._row(tr("other machines"), *self._hints(addresses[0], urls[0]))
+        if tls is not None:
+            self._row(tr("certificate"), f"SHA-256 {shown_fingerprint(tls.fingerprint)}")
+            self._row("", tr("programs are to trust it: {file}", file=tls.certificate.absolute()))
+        trust = "" if tls is None else f"D8_TLS_TRUST={tls.fingerprint} "
+        self._row(tr("other machines"), *self._hints(addresses[0], urls[0], trust))
         key = public_key_in(Path(self._config.data_dir) / ORCHESTRATOR_FOLDER)
         if key is not None:
             self._row(tr("key"), fingerprint(key))
@@ -120,7 +128,7 @@ class OrchestratorConsole:
                 **who,
             )
             return
-        why = tr(_REFUSALS.get(code, code))
+        why = tr(_WHY_REFUSED.get(code, code))
         self._say_tr("refused: {name} at {address}, key {key}: {why}", key=key, why=why, **who)
 
     def stopping(self, within_s: float) -> None:
@@ -144,7 +152,7 @@ class OrchestratorConsole:
             "OLLAMA_HOST={url} or base_url={openai}; elsewhere the API key is D8_MESH_KEY", **places
         )
 
-    def _hints(self, address: str, url: str) -> Iterator[str]:
+    def _hints(self, address: str, url: str, trust: str) -> Iterator[str]:
         if is_loopback(address):
             if self._config.web_host not in ANY_ADDRESS:
                 yield tr("cannot reach it: it listens on this machine only")
@@ -156,7 +164,7 @@ class OrchestratorConsole:
         program, mesh = command_name(), self._config.mesh
         own_mesh = "" if mesh == Config().mesh else f"D8_MESH={mesh} "
         yield f"{own_mesh}{program} worker"
-        hint = f"{own_mesh}ORCHESTRATOR_URL={url} {program} worker"
+        hint = f"{own_mesh}{trust}ORCHESTRATOR_URL={url} {program} worker"
         yield tr("or, where it is not found by itself: {command}", command=hint)
 
     def _say_tr(self, text: str, /, **values: object) -> None:

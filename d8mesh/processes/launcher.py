@@ -26,8 +26,10 @@ from d8mesh.config import Config
 from d8mesh.core.broker.effects import Notice
 from d8mesh.edge import data_folder, logs
 from d8mesh.edge.logs import event
-from d8mesh.edge.network import bind
+from d8mesh.edge.network import bind, own_names
 from d8mesh.edge.presence import Presence
+from d8mesh.http.tls import TlsFiles, files_of, prepared
+from d8mesh.processes.closed import refuse_public
 from d8mesh.processes.console import OrchestratorConsole
 from d8mesh.processes.parent import ask_to_end, end_when_told, exit_code_of, start_child
 from d8mesh.processes.takeover import take_over
@@ -55,11 +57,12 @@ _log: Final = logging.getLogger("d8mesh.orchestrator")
 
 def run(config: Config, options: argparse.Namespace) -> int:
     """Run an orchestrator until it is told to stop; return the exit code."""
+    refuse_public(config)
     data_folder.require(Path(config.data_dir), "orchestrator", "logs")
     logs.setup("orchestrator", level=config.log_level, folder=_logs(config), to_stderr=False)
     stop = threading.Event()
     end_when_told(stop.set, with_parent=options.with_parent)
-    launcher = _Launcher(config)
+    launcher = _Launcher(config, prepared(config, own_names()))
     presence, has_waited = take_over(
         _journal(config), tell=launcher.console.waiting, pause=stop.wait
     )
@@ -80,11 +83,22 @@ def pause_before_start(deaths: int, *, was_up: bool) -> float:
 
 def run_broker(config: Config, options: argparse.Namespace) -> int:
     """Be the broker process; says on standard output when it is up."""
-    from d8mesh.nodes.broker import Broker  # the launcher starts quicker without it
+    # The launcher starts quicker without them.
+    from d8mesh.edge.transport.connections import raise_descriptor_limit
+    from d8mesh.nodes.broker import Broker
 
+    refuse_public(config)
     web_port = int(options.rest[1]) if options.rest else None  # after --web-port
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
-    broker = Broker(config, _journal(config).parent, web_port=web_port, say=_tell_launcher)
+    raise_descriptor_limit()
+    tls = files_of(config)
+    broker = Broker(
+        config,
+        _journal(config).parent,
+        web_port=web_port,
+        tls="" if tls is None else tls.fingerprint,
+        say=_tell_launcher,
+    )
     end_when_told(broker.stop)
     print(json.dumps({"event": "ready", **asdict(broker.ready)}), flush=True)
     broker.run()
@@ -116,7 +130,8 @@ class _KeptAlive:
 class _Launcher:
     """Keeps the two children running."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, tls: TlsFiles | None) -> None:
+        self._tls = tls
         self.console = OrchestratorConsole(config, Path(config.data_dir).absolute())
         self._broker = _KeptAlive("broker", ["_broker", "--web-port", str(config.web_port)])
         self._web = _KeptAlive("web", [])
@@ -210,7 +225,9 @@ class _Launcher:
         told = json.loads(line)
         if not self._said:
             self._said = True
-            self.console.started(self._broker_id, web_port=told["port"], broker_port=self._port)
+            self.console.started(
+                self._broker_id, web_port=told["port"], broker_port=self._port, tls=self._tls
+            )
 
     def _end(self) -> None:
         """End the children: REST first, so that nobody is told of a broker that has gone."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from socket import socket
 from typing import Final
 
@@ -32,6 +32,7 @@ class StatusServer(ServerThread):
     Args:
         report: the documented body; 200 if its ``status`` is ``healthy``, else 503. It is called
             from this server's thread.
+        guard: who may ask.
 
     Raises:
         D8Error: no port is free.
@@ -42,10 +43,9 @@ class StatusServer(ServerThread):
         host: str,
         ports: Sequence[int],
         report: Callable[[], Mapping[str, object]],
-        *,
-        allowed_hosts: Collection[str] = (),
+        guard: Guard,
     ) -> None:
-        self._report, self._guard = report, Guard(allowed_hosts)
+        self._report, self._guard = report, guard
         self._rates, self._rejections = _Rates(), Rejections()
         bound = _bind_first("127.0.0.1" if host == "localhost" else host, ports)
         super().__init__(Server(self._show, [bound], self._guard.admits, self._rejections))
@@ -63,7 +63,9 @@ class StatusServer(ServerThread):
     def _answer(self, peer: str, scope: Scope) -> Response:
         if not self._rates.allows(peer, time.monotonic()):
             raise Refusal("access.flood", f"at most {PER_SECOND:g} requests a second")
-        self._guard.check(peer, scope["http_version"], fields_of(scope))
+        fields = fields_of(scope)
+        self._guard.check(peer, scope["http_version"], fields)
+        self._guard.access_of(peer, fields)
         if scope["path"] != "/health":
             raise Refusal("http.not_found", "expected /health")
         if scope["method"] not in ("GET", "HEAD"):

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Final
 
 from d8mesh.config import Config
-from d8mesh.core.protocol.addresses import is_admissible
 from d8mesh.doors.anthropic.door import anthropic_door
 from d8mesh.doors.anthropic.listing import AnthropicModels
 from d8mesh.doors.api_document import document_door
@@ -41,15 +40,19 @@ from d8mesh.edge import logs
 from d8mesh.edge.garbage import collect_seldom
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import bind, port_holder
+from d8mesh.edge.token_file import TokenFile
 from d8mesh.errors import ConfigError, D8Error, NodeClosedError, NotAcknowledgedError
 from d8mesh.http.application import Application
-from d8mesh.http.guard import Guard, Rejections
+from d8mesh.http.guard import Rejections
 from d8mesh.http.origins import Origins
 from d8mesh.http.routes import Door
 from d8mesh.http.server import MAX_CONNECTIONS, Server
+from d8mesh.http.tls import files_of, server_context
 from d8mesh.nodes.client.aio.node import AsyncNode
+from d8mesh.processes.closed import guard_of, refuse_public
 from d8mesh.processes.parent import end_when_told
 from d8mesh.processes.takeover import web_presence
+from d8mesh.processes.token_watch import TokenWatch
 
 #: Partial output of a task submitted with ``"listen": true`` is kept so long after its end.
 KEPT_S: Final = 600.0
@@ -88,10 +91,12 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     mesh.runner.stream_buffer.keep_s = KEPT_S
     mesh.hear_together()  # launcher, broker and this process are of one version
     waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
-    guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
+    watch = TokenWatch(TokenFile(Path(config.data_dir) / "orchestrator"))
+    guard = guard_of(config, watch.tokens)
     catalogue = ModelCatalogue(mesh, lists_cloud=config.cloud != "never")
-    chats = Chats(mesh, catalogue, keeps_all=config.keep_chats)
-    runner = batch_runner(config, mesh, catalogue)
+    spend = watch.tokens.spend
+    chats = Chats(mesh, catalogue, keeps_all=config.keep_chats, spend=spend)
+    runner = batch_runner(config, mesh, catalogue, spend)
     doors = [
         rest_door(mesh, waits, rejections),
         join_door(mesh, waits),
@@ -101,10 +106,13 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     ]
     doors.append(document_door(doors))
     application = Application(doors, guard, rejections)
-    server = Server(application, [bound], guard.admits, rejections, application.refused)
+    watch.tokens.on_end += [chats.end_token, application.end_token]
+    tls = None if (files := files_of(config)) is None else server_context(files)
+    server = Server(application, [bound], guard.admits, rejections, application.refused, tls)
     alive = mesh.loop.create_task(_until_dead(mesh))
     _cancel_at_end(alive)
     await runner.start()
+    watching = mesh.loop.create_task(watch.run())
     await server.start()
     (port,) = server.ports
     collect_seldom()
@@ -113,6 +121,8 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     await asyncio.wait((alive,))
     chats.end()
     await runner.close()
+    watching.cancel()
+    watch.write_usage()
     await server.close(WEB_DRAIN_S)
     await exchange.close()
     with contextlib.suppress(NotAcknowledgedError):  # each request is told by its own answer
@@ -186,17 +196,6 @@ def refused_bind(host: str, port: int, error: OSError) -> D8Error:
             "excludedportrange tcp` lists those"
         )
     return D8Error(f"port {port} on {host} cannot be used ({why}): set FLASK_PORT to another port")
-
-
-def refuse_public(config: Config) -> None:
-    """Never listen on a public address by accident: it takes a key, which keeps strangers out."""
-    host = config.web_host
-    is_any = host in ("0.0.0.0", "::", "localhost")
-    if not is_any and not is_admissible(host) and not (config.mesh_key and config.allow_public):
-        raise ConfigError(
-            f"FLASK_HOST={host!r} is a public address: expected a private one, or D8_MESH_KEY "
-            "and D8_ALLOW_PUBLIC=1"
-        )
 
 
 def _raise_descriptor_limit() -> None:

@@ -26,6 +26,7 @@ from d8mesh.handlers.echo import echo
 from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
 from d8mesh.nodes.worker import Worker
 from d8mesh.processes.announced_ollamas import AnnouncedOllamas
+from d8mesh.processes.closed import guard_of, refuse_public
 from d8mesh.processes.console import ANY_ADDRESS, addresses_of
 from d8mesh.processes.llm_services import LlmServices
 from d8mesh.processes.model_fetch import ModelFetch
@@ -58,6 +59,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     """
     kind = str(options.type or config.worker_type or DEFAULT_TYPE)
     _require_key(kind, config)
+    refuse_public(config)
     config = replace(config, worker_type=kind)
     data = Path(config.data_dir)
     data_folder.require(data, "workers", "logs")
@@ -195,10 +197,9 @@ def _status_page(
 ) -> Iterator[None]:
     """Serve the status page; without a free port the worker works all the same."""
     ports = range(config.status_port, min(config.status_port + STATUS_PORT_TRIES, PORTS_END))
-    hosts = config.allowed_hosts
     with contextlib.ExitStack() as at_end:
         try:
-            server = StatusServer(config.web_host, ports, services.report, allowed_hosts=hosts)
+            server = StatusServer(config.web_host, ports, services.report, guard_of(config))
         except (OSError, D8Error) as error:
             event(_log, logging.WARNING, "status.none", error=str(error))
             console.notice(str(error))

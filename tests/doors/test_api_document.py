@@ -101,6 +101,8 @@ def test_answers_of_ollamas_door_are_what_is_said(ask: Asking, answers: ToldAnsw
 def test_answers_of_openais_door_are_what_is_said(ask: Asking, answers: ToldAnswers) -> None:
     ask("GET", "/v1/models")
     ask("GET", f"/v1/models/{quote(CHAT)}")
+    for path in ("", f"/{quote(CHAT)}", "/nothing:1b"):
+        ask("GET", f"/v1/models{path}", anthropic_version="2023-06-01")
     for stream in (True, False):
         ask("POST", "/v1/chat/completions", {**SAID, "stream": stream, "n": 2})
         ask("POST", "/v1/completions", {"model": CHAT, "prompt": "hi", "stream": stream})

@@ -10,16 +10,19 @@ from typing import Any, TypeVar
 
 import pytest
 
+from d8mesh.core.protocol.access_tokens import ALL_SCOPES, RateLimit, TokenScope
 from d8mesh.errors import D8Error, InvalidTaskError, UnknownTaskError
 from d8mesh.http import application as module
+from d8mesh.http.access import KnownTokens
 from d8mesh.http.answers import Refusal, Response, answer
 from d8mesh.http.application import Application
-from d8mesh.http.asgi import AsgiMessage
+from d8mesh.http.asgi import SINK, AsgiMessage
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.origins import Origins
 from d8mesh.http.routes import Door, HttpRoute, Request
 from d8mesh.http.strict import parse_json
-from tests.http.calls import Answer, call
+from tests.http.calls import Answer, call, scope_of
+from tests.http.tokens import token_of
 
 _T = TypeVar("_T")
 LIMIT = 1000
@@ -28,14 +31,21 @@ LIMIT = 1000
 class Rooms:
     """An application with two doors, and what its calls saw."""
 
-    def __init__(self, key: str | None = None) -> None:
+    def __init__(self, key: str | None = None, tokens: KnownTokens | None = None) -> None:
         self.untaken: list[tuple[bytes, str]] = []
         self.asked_before = 0
+        self.is_waiting = False
         self.rejections = Rejections()
         rest = Door(
             before=self.before,
             routes=[
-                HttpRoute(rule="/health", call=self.hello, is_light=True),
+                HttpRoute(
+                    rule="/health",
+                    call=self.hello,
+                    is_light=True,
+                    scopes=ALL_SCOPES,
+                    known_to_all=self.known,
+                ),
                 HttpRoute(rule="/things/<thing>", call=self.thing),
                 HttpRoute(
                     rule="/things",
@@ -46,6 +56,7 @@ class Rooms:
                     max_body_bytes=LIMIT,
                 ),
                 HttpRoute(rule="/poll", call=self.hello, is_for_programs=True),
+                HttpRoute(rule="/until-ended", call=self.wait),
                 HttpRoute(rule="/answer", call=self.large),
                 HttpRoute(rule="/large", call=self.size, method="POST", max_body_bytes=5_000_000),
                 HttpRoute(rule="/until-left", call=self.size, method="POST", ends_with_caller=True),
@@ -68,7 +79,17 @@ class Rooms:
                 post(rule="/other/unread", call=self.fail, is_streamed=True),
             ],
         )
-        self.application = Application([rest, other], Guard(key=key), self.rejections)
+        keys = [] if key is None else [key]
+        guard = Guard(keys=keys, tokens=tokens)
+        self.application = Application([rest, other], guard, self.rejections)
+
+    async def wait(self, request: Request) -> Response:
+        self.is_waiting = True
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def known(self) -> dict[str, object]:
+        return {"mesh": "d8"}
 
     async def before(self, request: Request) -> None:
         self.asked_before += 1
@@ -231,6 +252,88 @@ def test_the_key_is_asked_for_in_the_doors_form() -> None:
     assert rooms.call("GET", "/other/nothing", **far).data == b"no: access.token"
     headers = {"x-api-key": "0123456789abcdef"}
     assert rooms.call("GET", "/other/hello", headers=headers, **far).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/things", "/things/a", "/nothing", "/large", "/poll"])
+def test_nothing_is_told_before_the_key_is_shown(method: str, path: str) -> None:
+    rooms = Rooms(key="0123456789abcdef")
+    found = rooms.call(method, path, peer="192.168.1.9")
+    assert found.status_code == 401
+    assert found.headers["WWW-Authenticate"] == "Bearer"
+    assert "Allow" not in found.headers
+    assert rooms.asked_before == 0
+
+
+def test_who_is_refused_is_told_what_a_route_tells_everybody() -> None:
+    rooms = Rooms(key="0123456789abcdef")
+    told = rooms.call("GET", "/health", peer="192.168.1.9")
+    assert told.status_code == 401
+    assert told.json["mesh"] == "d8"
+    assert told.json["code"] == "access.token"
+    assert "mesh" not in rooms.call("GET", "/poll", peer="192.168.1.9").json
+    assert "mesh" not in rooms.call("POST", "/health", peer="192.168.1.9").json
+
+
+def with_token(*scopes: TokenScope, **more: Any) -> tuple[Rooms, dict[str, Any]]:
+    """Return an application that knows a token, and what a call that shows it has."""
+    tokens = KnownTokens([token_of("alice", *scopes, **more)])
+    rooms = Rooms(tokens=tokens)
+    return rooms, {"headers": {"Authorization": "Bearer alice"}, "peer": "192.168.1.9"}
+
+
+def test_a_token_opens_the_routes_that_it_is_for() -> None:
+    rooms, shown = with_token(TokenScope.CHAT)
+    assert rooms.call("GET", "/health", **shown).status_code == 200
+    refused = rooms.call("GET", "/things/a", **shown)
+    assert (refused.status_code, refused.json["code"]) == (403, "access.scope")
+    assert rooms.call("GET", "/nothing", **shown).status_code == 404
+    rooms, shown = with_token(TokenScope.ADMIN)
+    assert rooms.call("GET", "/things/a", **shown).status_code == 200
+
+
+def test_beyond_its_limit_a_token_is_told_when_to_come_again() -> None:
+    rooms, shown = with_token(TokenScope.ADMIN, limit=RateLimit(2, 3600))
+    assert rooms.call("GET", "/health", **shown).status_code == 200
+    assert rooms.call("GET", "/nothing", **shown).status_code == 404
+    refused = rooms.call("GET", "/health", **shown)
+    assert (refused.status_code, refused.json["code"]) == (429, "access.limit")
+    assert int(refused.headers["Retry-After"]) in (3599, 3600)
+
+
+def test_what_is_under_way_with_a_token_that_ends_is_ended() -> None:
+    rooms, shown = with_token(TokenScope.ADMIN)
+    ended: list[str] = []
+
+    class Sink:
+        def abort(self) -> None:
+            ended.append("aborted")
+
+    async def program() -> None:
+        scope = scope_of("GET", "/until-ended", **shown)
+        scope[SINK] = Sink()
+        calling = asyncio.create_task(rooms.application(scope, waiting, nowhere))
+        while not rooms.is_waiting:
+            await asyncio.sleep(0)
+        rooms.application.end_token("somebody else's")
+        assert ended == []
+        rooms.application.end_token(token_of("alice").id)
+        assert ended == ["aborted"]
+        calling.cancel()  # as the server does when a connection is lost
+        await asyncio.gather(calling, return_exceptions=True)
+        rooms.application.end_token(token_of("alice").id)
+        assert ended == ["aborted"]
+
+    asyncio.run(program())
+
+
+async def waiting() -> AsgiMessage:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def nowhere(message: AsgiMessage) -> None:
+    pass
 
 
 PAGE = {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"}

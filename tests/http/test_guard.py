@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 
+from d8mesh.core.protocol.access_tokens import ALL_SCOPES, TokenScope
+from d8mesh.core.protocol.membership import link_pass
 from d8mesh.http import guard
+from d8mesh.http.access import KnownTokens
 from d8mesh.http.answers import Refusal
 from d8mesh.http.guard import Guard, OwnHosts, Rejections
 from d8mesh.http.origins import Origins, no_origin
+from tests.http.tokens import token_of
 
 OWN = "127.0.0.1:7001"
+SETTINGS = ("allows_public", "is_closed", "secret", "tokens")
 
 
 def code_of(
@@ -27,15 +32,16 @@ def code_of(
 
     has_pages: the door is one that pages of other origins may use.
     """
-    settings = {name: more.pop(name) for name in ("key", "allows_public") if name in more}
-    asked = Guard(more.pop("allowed_hosts", ()), **settings)
+    settings = {name: more.pop(name) for name in SETTINGS if name in more}
+    keys = [more.pop("key")] if "key" in more else []
+    asked = Guard(more.pop("allowed_hosts", ()), keys=keys, **settings)
     fields = {name.replace("_", "-"): str(value) for name, value in more.items()}
     if host is not None:
         fields["host"] = host
     origins = Origins(("https://chat.example.org",)) if has_pages else no_origin
     try:
         asked.check(peer, version, fields, origins)
-        asked.check_key(peer, fields)
+        asked.access_of(peer, fields)
     except Refusal as refusal:
         return refusal.code
     return ""
@@ -147,6 +153,72 @@ def test_a_key_is_asked_for_off_loopback() -> None:
     assert code_of(peer="127.0.0.1", key=key) == ""
     assert code_of(peer="8.8.8.8", key=key, allows_public=True) == "access.token"
     assert code_of(peer="8.8.8.8", allows_public=True) == "http.peer"
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["forwarded", "via", "x_forwarded_for", "x_forwarded_host", "x_forwarded_proto", "x_real_ip"],
+)
+def test_who_asks_for_somebody_else_is_not_near(header: str) -> None:
+    key = "0123456789abcdef"
+    forwarded: dict[str, Any] = {header: "127.0.0.1"}
+    assert code_of(peer="127.0.0.1", key=key, **forwarded) == "access.token"
+    assert code_of(peer="127.0.0.1", key=key, authorization=f"Bearer {key}", **forwarded) == ""
+    assert code_of(peer="127.0.0.1", **forwarded) == ""
+
+
+def test_the_pass_of_a_link_opens_that_link_alone() -> None:
+    key, secret, link = "0123456789abcdef", b"s" * 32, "a" * 32
+    fields = {"authorization": f"Bearer {link_pass(secret, link)}"}
+    asked = Guard(keys=[key], secret=secret)
+    access = asked.access_of("192.168.1.9", {**fields, "x-d8-link": link})
+    assert access.scopes == {TokenScope.LINK}
+    for scopes in ALL_SCOPES:
+        with pytest.raises(Refusal):
+            access.require({scopes}, asks_always=False)
+    shown: dict[str, Any] = {"key": key, "secret": secret, **fields}
+    assert code_of(**shown, x_d8_link=link) == ""
+    assert code_of(**shown, x_d8_link="b" * 32) == "access.token"
+    assert code_of(**shown) == "access.token"
+    assert code_of(**{**shown, "secret": b"t" * 32}, x_d8_link=link) == "access.token"
+
+
+def test_a_closed_mesh_without_a_key_takes_tokens_only() -> None:
+    tokens = KnownTokens([token_of("alice"), token_of("bob", revoked_at=1.0)])
+    closed: dict[str, Any] = {"is_closed": True, "tokens": tokens}
+    assert code_of(**closed) == "access.token"
+    assert code_of(peer="127.0.0.1", **closed) == ""
+    assert code_of(authorization="Bearer alice", **closed) == ""
+    assert code_of(x_api_key="alice", **closed) == ""
+    assert code_of(authorization="Bearer alice;priority=9", **closed) == ""
+    assert code_of(authorization="Bearer bob", **closed) == "access.revoked"
+    assert code_of(authorization="Bearer carol", **closed) == "access.token"
+
+
+def test_an_open_mesh_knows_tokens_and_leaves_unknown_ones_alone() -> None:
+    tokens = KnownTokens([token_of("alice"), token_of("bob", revoked_at=1.0)])
+    for peer in ("127.0.0.1", "192.168.1.9"):
+        assert code_of(peer=peer, authorization="Bearer ollama", tokens=tokens) == ""
+        assert code_of(peer=peer, authorization="Bearer bob", tokens=tokens) == "access.revoked"
+        assert code_of(peer=peer, authorization="Bearer alice", tokens=tokens) == ""
+    assert tokens.usage[token_of("alice").id].requests == 2
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "Bearer", "Bearer ", "Bearer 0123456789abcde", "Bearer 0123456789abcdef0",
+        "Bearer 0123456789ABCDEF", "Bearer 0123456789abcdef,Bearer 0123456789abcdef",
+        "Bearer 0123456789abcdef\xa0", "Bearer\xa00123456789abcdef", "Bearer \x00",
+        "0123456789abcdef",
+        "Bearer MDEyMzQ1Njc4OWFiY2RlZg==", "Bearer 0123456789abcde%66", "Token 0123456789abcdef",
+        "Bearer \xff\xfe0\x001\x00",
+    ],
+)  # fmt: skip
+def test_what_is_nearly_the_key_is_not_the_key(shown: str) -> None:
+    key = "0123456789abcdef"
+    assert code_of(authorization=shown, key=key) == "access.token"
+    assert code_of(x_api_key=shown, key=key) == ("" if shown == key else "access.token")
 
 
 def test_what_a_program_says_behind_the_key_is_not_the_key() -> None:

@@ -45,9 +45,9 @@ def test_plain_http_is_told_to_speak_https(here: Served, said: bytes) -> None:
         head, _, body = all_of(plain).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     told = json.loads(body)
-    assert told["code"] == "http.bad_request"
+    assert told["code"] == "http.plain"
     assert f"ask https://127.0.0.1:{here.port}" in told["error"]
-    assert here.refused.noted == [("http.bad_request", "127.0.0.1")]
+    assert here.refused.noted == [("http.plain", "127.0.0.1")]
     assert b"200 OK" in here.say(get("/scope"))
 
 
@@ -130,8 +130,7 @@ def test_who_may_not_ask_is_not_given_a_handshake() -> None:
 
 def test_an_answer_ends_with_a_goodbye_so_that_no_cut_looks_like_it(here: Served) -> None:
     with here.connect() as reader:
-        assert isinstance(reader, ssl.SSLSocket)
-        reader.suppress_ragged_eofs = False
+        reader.suppress_ragged_eofs = False  # type: ignore[attr-defined]
         reader.sendall(get("/large"))
         assert all_of(reader).endswith(b"x" * 1000)
 

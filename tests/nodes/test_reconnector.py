@@ -118,7 +118,7 @@ def test_a_url_leads_to_the_broker_beside_it_or_through_itself(
     HealthPage.body = json.dumps(told | {"broker_port": port_of(listener)}).encode()
     assert search.find() == route_to(port_of(listener), "b")
     HealthPage.body = json.dumps(told | {"broker_port": free_port()}).encode()
-    assert search.find() == Route(health[0], "b", SERVER.public)
+    assert search.find() == Route(health[0], "b", SERVER.public, is_given=True)
     search.trust.welcomed(PEER.public, "another")
     assert search.find() is None, "a URL is a hint, as any address"
     assert f"{health[0]}: b at 127.0.0.1 port" in search.trouble(None)

@@ -108,7 +108,7 @@ def test_the_rest_is_asked_to_end_and_not_killed_when_the_broker_has_moved() -> 
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    launcher = _Launcher(Config())
+    launcher = _Launcher(Config(), None)
     launcher._web.process = child
     launcher._ready('{"port": 7011, "broker_id": "o", "server_key": "k"}')
     assert child.wait(PATIENCE_S) == 0

@@ -16,6 +16,7 @@ import pytest
 from d8mesh.edge.network import bind
 from d8mesh.errors import D8Error
 from d8mesh.http import guard
+from d8mesh.http.guard import Guard
 from d8mesh.processes import status
 from d8mesh.processes.status import StatusServer
 
@@ -30,7 +31,7 @@ def report() -> dict[str, Any]:
 
 @pytest.fixture
 def page(report: dict[str, Any]) -> Iterator[StatusServer]:
-    server = StatusServer("127.0.0.1", [0], lambda: report)
+    server = StatusServer("127.0.0.1", [0], lambda: report, Guard())
     server.start()
     yield server
     server.close()
@@ -122,7 +123,7 @@ def test_the_next_port_is_taken_when_the_first_is_not_free() -> None:
     ports = [first.getsockname()[1], second.getsockname()[1]]
     first.listen()
     second.close()
-    server = StatusServer("localhost", ports, lambda: REPORT)
+    server = StatusServer("localhost", ports, lambda: REPORT, Guard())
     assert server.port == ports[1]
     server.close()
     first.close()
@@ -131,7 +132,7 @@ def test_the_next_port_is_taken_when_the_first_is_not_free() -> None:
 def test_no_free_port_is_said_with_the_variable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(D8Error, match="WORKER_STATUS_PORT"):
-            StatusServer("127.0.0.1", [taken.getsockname()[1]], lambda: REPORT)
+            StatusServer("127.0.0.1", [taken.getsockname()[1]], lambda: REPORT, Guard())
 
 
 def test_the_page_is_small() -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from d8mesh.config import Config
 from d8mesh.edge.network import bind
-from d8mesh.errors import ConfigError, D8Error, ForbiddenError, NodeClosedError
+from d8mesh.errors import D8Error, ForbiddenError, NodeClosedError
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.processes import web_main
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
@@ -219,13 +219,6 @@ def test_a_port_that_becomes_free_soon_is_waited_for() -> None:
     port = taken.getsockname()[1]
     threading.Timer(0.3, taken.close).start()
     web_main.bind_patiently("127.0.0.1", port).close()
-
-
-@pytest.mark.parametrize(("host", "is_refused"), [("8.8.8.8", True), ("127.0.0.1", False)])
-def test_a_public_address_is_not_listened_on_by_accident(host: str, is_refused: bool) -> None:
-    refused = pytest.raises(ConfigError, match="public") if is_refused else contextlib.nullcontext()
-    with refused:
-        web_main.refuse_public(Config(web_host=host))
 
 
 @pytest.mark.parametrize(("fatal", "is_dead"), [(NodeClosedError(), 1), (ForbiddenError(), 0)])

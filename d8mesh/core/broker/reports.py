@@ -199,6 +199,7 @@ def health(state: BrokerState) -> Body:
         "broker_port": policy.broker_port,
         "server_key": policy.server_key.hex(),
         "proof": "" if secret is None else announced_proof(secret, policy.server_key).hex(),
+        "tls": policy.tls,
         "mesh": policy.mesh,
         "version": policy.version,
         "join": member_report.modes_of(state),

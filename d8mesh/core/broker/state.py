@@ -55,6 +55,7 @@ class Policy:
     broker_port: int = 0
     server_key: bytes = b""  #: our public key
     mesh_secret: bytes | None = field(default=None, repr=False)  #: None: no mesh key is set
+    tls: str = ""  #: fingerprint of the REST port's certificate; empty: plain HTTP
     heartbeat_s: float = 3.0
     lease_s: float = 10.0
     polling_timeout_s: float = 60.0

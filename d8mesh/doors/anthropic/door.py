@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.core.protocol.chat import THINKING
 from d8mesh.doors.anthropic.described import ANTHROPIC_CALLS, AnthropicProblem
 from d8mesh.doors.anthropic.message_answer import message_body
@@ -64,6 +65,7 @@ def anthropic_door(
         problem_kind=AnthropicProblem,
         prefixes=(MESSAGES_PATH,),
         origins=origins,
+        scopes=frozenset({TokenScope.CHAT}),
     )
 
 

@@ -13,6 +13,7 @@ from d8mesh.doors.batches.asking import AskedLine, EndedLine
 from d8mesh.doors.llm.asked import LlmAnswer, LlmTask
 from d8mesh.doors.llm.delivered import DeliveredAnswers
 from d8mesh.doors.llm.endings import answer_of
+from d8mesh.doors.llm.spending import SpendsTokens, spend_nothing
 from d8mesh.doors.llm.wanted import FindsModels, data_of
 from d8mesh.doors.openai.asked import AskedOfModels
 from d8mesh.doors.openai.chat_answer import chat_body
@@ -71,10 +72,16 @@ class BatchRequests:
     Args:
         models: what is known of the models of the mesh.
         delivered: is told which tasks' texts may go.
+        spend: is told what was read and written for an access token.
     """
 
-    def __init__(self, models: FindsModels, delivered: DeliveredAnswers) -> None:
-        self._models, self._delivered = models, delivered
+    def __init__(
+        self,
+        models: FindsModels,
+        delivered: DeliveredAnswers,
+        spend: SpendsTokens = spend_nothing,
+    ) -> None:
+        self._models, self._delivered, self._spend = models, delivered, spend
 
     def asked(self, endpoint: str, number: int, custom_id: str, body: object) -> AskedLine:
         """Return what a request asks for, or why it cannot be asked."""
@@ -92,6 +99,10 @@ class BatchRequests:
         for line in lines:
             for end in line.ends:
                 self._delivered.add(end.task_id, decoded(end.outcome.payload), has_key=False)
+
+    def spent(self, token: str, *, read: int, written: int) -> None:
+        """Count tokens of models for the access token of a batch."""
+        self._spend(token, input_tokens=read, output_tokens=written)
 
     async def _is_unknown(self, name: str) -> bool:
         try:

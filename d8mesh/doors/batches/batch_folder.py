@@ -53,6 +53,8 @@ class LlmBatch(msgspec.Struct, kw_only=True):
     #: who asked for it: address and program
     address: str = ""
     program: str = ""
+    #: the id of the access token that they have shown; "" for none
+    token: str = ""
     status: BatchStatus = BatchStatus.VALIDATING
     model: str = ""
     errors: list[dict[str, Any]] = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from d8mesh.config import Config
+from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.core.protocol.source import TaskSource
 from d8mesh.doors.batches.answering import BatchRequests
 from d8mesh.doors.batches.batch_folder import BatchFolder, LlmBatch, told
@@ -23,6 +24,7 @@ from d8mesh.doors.batches.runner import BatchRunner
 from d8mesh.doors.batches.stored_files import FileFolder, StoredFile
 from d8mesh.doors.batches.uploads import BATCH, FORM_BYTES, MAX_UPLOAD_BYTES, Upload
 from d8mesh.doors.llm.delivered import DeliveredAnswers
+from d8mesh.doors.llm.spending import SpendsTokens, spend_nothing
 from d8mesh.doors.llm.wanted import FindsModels
 from d8mesh.doors.query import integer
 from d8mesh.errors import D8Error, InvalidTaskError
@@ -41,8 +43,14 @@ _CONTENT: Final = "application/octet-stream"
 _Stored = TypeVar("_Stored", StoredFile, LlmBatch)
 
 
-def batch_runner(config: Config, mesh: AsyncNode, models: FindsModels) -> BatchRunner:
-    """Return what runs the batches of this orchestrator, in its data folder."""
+def batch_runner(
+    config: Config, mesh: AsyncNode, models: FindsModels, spend: SpendsTokens = spend_nothing
+) -> BatchRunner:
+    """Return what runs the batches of this orchestrator, in its data folder.
+
+    Args:
+        spend: is told what was read and written for an access token.
+    """
     folder = Path(config.data_dir) / DOOR_FOLDER
     reserve_bytes = config.disk_reserve_mb * 1_000_000
     delivered = DeliveredAnswers(mesh, keeps_all=config.keep_chats)
@@ -50,7 +58,7 @@ def batch_runner(config: Config, mesh: AsyncNode, models: FindsModels) -> BatchR
         mesh,
         FileFolder(folder / "files", reserve_bytes),
         BatchFolder(folder),
-        BatchRequests(models, delivered),
+        BatchRequests(models, delivered, spend),
         lambda batch: TaskSource(DOOR_FOLDER, batch.address, batch.program).text(),
     )
 
@@ -91,6 +99,7 @@ def batches_door(
         problem=problem,
         problem_kind=problem_kind,
         prefixes=("/v1/files", "/v1/batches"),
+        scopes=frozenset({TokenScope.CHAT}),
     )
 
 
@@ -170,6 +179,7 @@ class BatchCalls:
             priority=wanted.priority,
             address=request.remote_addr or "",
             program=request.fields.get("user-agent", ""),
+            token=request.access.token,
             output_id=self._runner.files.new_id(),
             error_id=self._runner.files.new_id(),
             output_stays_s=wanted.output_stays_s,

@@ -53,6 +53,9 @@ class AnswersRequests(Protocol):
     async def delivered(self, lines: Sequence[EndedLine]) -> None:
         """Have it erased what was asked and answered: the answers are in the files."""
 
+    def spent(self, token: str, *, read: int, written: int) -> None:
+        """Count tokens of models for the access token of a batch; "" for none."""
+
 
 class BatchRunner:
     """Runs the batches of a folder.
@@ -297,7 +300,12 @@ class _BatchRun:
         if self._ending.is_set():  # what we have cancelled is told by `_tell_rest`
             told = [each for each in lines if not _is_cancelled(each)]
         answers = await self._requests.answered(self.batch.run, told)
+        tokens = self._record.tokens
+        read, written = tokens.input, tokens.output
         await self._patiently(partial(self._record.append, answers))
+        if self.batch.token:
+            read, written = tokens.input - read, tokens.output - written
+            self._requests.spent(self.batch.token, read=read, written=written)
         self._tell_counts()
         await self._requests.delivered(lines)
 

@@ -24,6 +24,8 @@ class Caller:
     priority: int = INTERACTIVE_PRIORITY
     #: the request's Idempotency-Key; "" if it has none
     key: str = ""
+    #: the id of the access token that was shown; "" for none
+    token: str = ""
     #: models that may answer too, in order, if the one asked for cannot: only the caller names them
     fallbacks: tuple[str, ...] = ()
 

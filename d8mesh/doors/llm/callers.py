@@ -31,6 +31,7 @@ def caller_of(request: Request, door: str) -> Caller:
         program=_printable(fields.get("user-agent", ""))[:MAX_PROGRAM_CHARS],
         priority=_priority(fields.get("x-d8-priority", ""), _api_key(request)),
         key=_idempotency_key(fields.get("idempotency-key", "")),
+        token=request.access.token,
         fallbacks=_fallbacks(fields.get("x-d8-models", "")),
     )
 

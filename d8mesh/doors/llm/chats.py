@@ -14,10 +14,11 @@ from d8mesh.core.protocol.chat import Origin
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.doors.llm.asked import Caller, LlmAnswer, LlmTask
 from d8mesh.doors.llm.delivered import DeliveredAnswers
-from d8mesh.doors.llm.endings import named
+from d8mesh.doors.llm.endings import named, tokens_of_result
 from d8mesh.doors.llm.forms import StreamForm
 from d8mesh.doors.llm.keys import RequestKeys
 from d8mesh.doors.llm.said import SaidSoFar
+from d8mesh.doors.llm.spending import SpendsTokens, spend_nothing
 from d8mesh.doors.llm.streamed import Speaker, StreamedAnswer
 from d8mesh.doors.llm.wanted import (
     FindsModels,
@@ -27,7 +28,7 @@ from d8mesh.doors.llm.wanted import (
 )
 from d8mesh.doors.llm.whole import WholeAnswer, WholePart
 from d8mesh.doors.waiting import MAX_WAITS, Places, require_broker
-from d8mesh.errors import FloodError, InvalidTaskError, NodeClosedError
+from d8mesh.errors import FloodError, InvalidTaskError, NodeClosedError, RevokedError
 from d8mesh.http.answers import Response
 from d8mesh.nodes.client.aio.followed import FollowedTask
 from d8mesh.nodes.client.aio.node import AsyncNode
@@ -49,11 +50,20 @@ class Chats:
         mesh: the client that asks.
         models: what is known of the models of the mesh.
         keeps_all: what was asked and answered is not erased once it is delivered.
+        spend: is told what was read and written for an access token.
 
     Thread: the loop's.
     """
 
-    def __init__(self, mesh: AsyncNode, models: FindsModels, *, keeps_all: bool = False) -> None:
+    def __init__(
+        self,
+        mesh: AsyncNode,
+        models: FindsModels,
+        *,
+        keeps_all: bool = False,
+        spend: SpendsTokens = spend_nothing,
+    ) -> None:
+        self._spend = spend
         self._mesh, self._models = mesh, models
         self._delivered = DeliveredAnswers(mesh, keeps_all=keeps_all)
         self._waits = Places(MAX_WAITS)
@@ -82,7 +92,7 @@ class Chats:
             raise
         finally:
             self._close(whole)
-            self._note_failure(whole, whole.parts, caller)
+            self._note_end(whole, whole.parts, caller)
             self._delivered.add_ended(whole.parts, has_key=bool(caller.key))
         return answers
 
@@ -133,6 +143,12 @@ class Chats:
             answer.fail(named(NodeClosedError(text), left[0].id if left else ""))
         self._delivered.tell()
 
+    def end_token(self, token: str) -> None:
+        """This access token is revoked: what is open for it ends with an error."""
+        for answer, caller in list(self._open.items()):
+            if caller.token == token:
+                answer.fail(RevokedError("the access token of this request was revoked"))
+
     # ------------------------------------------------------------------------- submitting
 
     async def _submit(self, caller: Caller, asked: Sequence[LlmTask], answer: _OpenAnswer) -> None:
@@ -171,14 +187,17 @@ class Chats:
     def _stream_over(self, answer: StreamedAnswer, caller: Caller) -> None:
         self._close(answer)
         self._leave(answer, caller)
-        self._note_failure(answer, answer.speakers, caller)
+        self._note_end(answer, answer.speakers, caller)
         self._delivered.add_ended(answer.speakers, has_key=bool(caller.key))
 
-    def _note_failure(
+    def _note_end(
         self, answer: _OpenAnswer, parts: Sequence[WholePart | Speaker], caller: Caller
     ) -> None:
         if any(each.has_failed for each in parts):
             self._keys.failed(caller, answer.key)
+        for result in [each.result for each in parts if caller.token and each.result is not None]:
+            read, written = tokens_of_result(result)
+            self._spend(caller.token, input_tokens=read, output_tokens=written)
 
     def _close(self, answer: _OpenAnswer) -> None:
         caller = self._open.pop(answer, None)

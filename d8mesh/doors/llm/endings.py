@@ -114,6 +114,14 @@ def completion_of_result(result: TaskResult) -> Completion:
     )
 
 
+def tokens_of_result(result: TaskResult) -> tuple[int, int]:
+    """Return how many tokens a model has read and written for this, as far as it tells."""
+    usage = result.get("usage")
+    if isinstance(usage, Mapping):
+        return _natural(usage.get("prompt_tokens")), _natural(usage.get("completion_tokens"))
+    return _natural(result.get("tokens_used")), 0
+
+
 def ending_of(result: TaskResult) -> Ending:
     """Return why an answer ended, and what it took."""
     usage, timing = result.get("usage") or {}, result.get("timing") or {}
@@ -151,6 +159,10 @@ def origin_of(told: TaskResult) -> Origin | None:
         backend=str(told.get("backend") or ""),
         is_cloud=bool(told.get("is_cloud")),
     )
+
+
+def _natural(value: object) -> int:
+    return value if type(value) is int and value > 0 else 0
 
 
 def _timing(told: TaskResult) -> Timing:

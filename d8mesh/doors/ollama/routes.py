@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from d8mesh.core.protocol.access_tokens import ADMIN_ONLY, TokenScope
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.ollama.changes import ChangeCalls, named_in_change, pull_in, source_in
@@ -55,6 +56,7 @@ def ollama_door(
     post, delete = partial(taken, method="POST"), partial(taken, method="DELETE")
     much = partial(post, max_body_bytes=MAX_BODY_BYTES)
     unread = partial(post, is_streamed=True, max_body_bytes=UNREAD_BYTES)
+    change = partial(post, scopes=ADMIN_ONLY)
     routes = (
         get("/", lists.root),
         get("/api/version", lists.version),
@@ -66,13 +68,13 @@ def ollama_door(
         much("/api/generate", texts.text, generate_in),
         much("/api/embed", texts.vectors, embed_in),
         much("/api/embeddings", texts.vectors, embeddings_in),
-        post("/api/pull", changes.pull, pull_in),
-        delete("/api/delete", changes.delete, named_in_change),
-        post("/api/copy", changes.copy, source_in),
-        unread("/api/create", changes.make),
-        unread("/api/push", changes.make),
+        change("/api/pull", changes.pull, pull_in),
+        delete("/api/delete", changes.delete, named_in_change, scopes=ADMIN_ONLY),
+        change("/api/copy", changes.copy, source_in),
+        unread("/api/create", changes.make, scopes=ADMIN_ONLY),
+        unread("/api/push", changes.make, scopes=ADMIN_ONLY),
         get("/api/blobs/<digest>", changes.blob),
-        unread("/api/blobs/<digest>", changes.upload),
+        unread("/api/blobs/<digest>", changes.upload, scopes=ADMIN_ONLY),
         unread("/api/me", lists.me),
         unread("/api/signout", lists.me),
         delete("/api/user/keys/<path:key>", lists.me),
@@ -86,6 +88,7 @@ def ollama_door(
         problem_kind=OllamaProblem,
         prefixes=OLLAMA_PATHS,
         origins=origins,
+        scopes=frozenset({TokenScope.CHAT}),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.openai.asking import CallAnswers
@@ -56,4 +57,5 @@ def openai_door(
         problem_kind=OpenAiProblem,
         prefixes=OPENAI_PREFIXES,
         origins=origins,
+        scopes=frozenset({TokenScope.CHAT}),
     )

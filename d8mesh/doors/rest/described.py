@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from d8mesh.core.protocol.task import TaskState
 from d8mesh.doors.rest import told as t
 from d8mesh.doors.rest.schemas import (
+    IDEMPOTENCY_KEY,
     Beating,
     NamedReport,
     Register,
@@ -23,13 +24,21 @@ from d8mesh.http.described import EVENTS, AboutCall, AboutCalls, HttpReply
 Cursor: TypeAlias = Annotated[str, Meta(max_length=MAX_ID_CHARS)]
 Limit: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_PAGE)]
 Short: TypeAlias = Annotated[str, Meta(max_length=MAX_ID_CHARS)]
-_KEYED: Final = {"Idempotency-Key": "The same key with the same body is one submit."}
+_KEYED: Final = {
+    "Idempotency-Key": Annotated[
+        str,
+        Meta(
+            pattern=f"^{IDEMPOTENCY_KEY.pattern}$",
+            description="The same key with the same body is one submit.",
+        ),
+    ]
+}
 
 
 class StatusQuery(Struct):
     """``?full=1``: with its input and what went wrong."""
 
-    full: Literal["0", "1", "true", "false"] = "0"
+    full: Literal["", "0", "1", "true", "false"] = ""
 
 
 class WaitQuery(Struct):
@@ -77,11 +86,12 @@ REST_CALLS: Final[AboutCalls] = {
     "GET /api/stats": AboutCall(what="Lifetime counts.", answers=_one(t.StatsTold)),
     "GET /api/workers/stats": AboutCall(what="The same.", answers=_one(t.StatsTold)),
     "POST /api/tasks/submit": AboutCall(
-        what="Submit a task.", body=SubmitOne, headers=_KEYED, answers=_SUBMITTED
+        what="Submit a task.", body=SubmitOne, takes_nulls=True, headers=_KEYED, answers=_SUBMITTED
     ),
     "POST /api/tasks/submit_batch": AboutCall(
         what="Submit tasks, all or none.",
         body=SubmitBatch,
+        takes_nulls=True,
         headers=_KEYED,
         answers=_SUBMITTED_BATCH,
     ),
@@ -112,7 +122,10 @@ REST_CALLS: Final[AboutCalls] = {
         what="The same, with the task in the body.", body=NamedReport, answers=_one(t.DoneTold)
     ),
     "POST /api/workers/register": AboutCall(
-        what="A polling worker comes.", body=Register, answers=_one(t.RegisteredTold)
+        what="A polling worker comes.",
+        body=Register,
+        takes_nulls=True,
+        answers=_one(t.RegisteredTold),
     ),
     "POST /api/workers/unregister": AboutCall(
         what="It leaves.", body=WorkerId, answers=_one(t.DoneTold)
@@ -122,7 +135,11 @@ REST_CALLS: Final[AboutCalls] = {
     ),
     "GET /api/workers/list": AboutCall(what="All workers.", answers=_one(t.WorkersTold)),
     "POST /api/workers/<worker_id>/heartbeat": AboutCall(
-        what="It lives.", body=Beating, may_be_empty=True, answers=_one(t.BeatenTold)
+        what="It lives.",
+        body=Beating,
+        may_be_empty=True,
+        takes_nulls=True,
+        answers=_one(t.BeatenTold),
     ),
     "POST /api/workers/<worker_id>/unregister": AboutCall(
         what="It leaves.", body=dict[str, Any], may_be_empty=True, answers=_one(t.DoneTold)

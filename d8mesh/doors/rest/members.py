@@ -6,12 +6,11 @@ from functools import partial
 
 from msgspec import Struct
 
-from d8mesh.core.protocol.addresses import is_loopback
+from d8mesh.core.protocol.access_tokens import ADMIN_ONLY
 from d8mesh.core.protocol.messages import MemberChange
 from d8mesh.doors.rest.schemas import ShortText, body_of
 from d8mesh.doors.rest.tasks import BROKER_ASK_S
 from d8mesh.doors.waiting import Places, require_broker
-from d8mesh.errors import ForbiddenError
 from d8mesh.http.answers import Response, answer
 from d8mesh.http.routes import Door, HttpRoute, Request
 from d8mesh.nodes.client.aio.node import AsyncNode
@@ -24,30 +23,24 @@ class Who(Struct):
 
 
 def join_door(mesh: AsyncNode, waits: Places) -> Door:
-    """Return the door."""
+    """Return the door: off this machine it takes the mesh key or a token of an admin, always."""
     schema = partial(body_of, Who)
     changes: tuple[MemberChange, ...] = ("approve", "revoke", "forget")
-    routes = [HttpRoute("/api/join", partial(_listed, mesh))]
+    route = partial(HttpRoute, asks_always=True)
+    routes = [route("/api/join", partial(_listed, mesh))]
     routes += [
-        HttpRoute(f"/api/join/{action}", partial(_changed, mesh, action), schema, method="POST")
+        route(f"/api/join/{action}", partial(_changed, mesh, action), schema, method="POST")
         for action in changes
     ]
-    return Door(routes=routes, before=lambda _: require_broker(mesh, waits))
+    return Door(routes=routes, before=lambda _: require_broker(mesh, waits), scopes=ADMIN_ONLY)
 
 
 async def _listed(mesh: AsyncNode, request: Request) -> Response:
     """``GET /api/join``"""
-    _require_near(request)
     return answer(await mesh.ask("members", {}, BROKER_ASK_S))
 
 
 async def _changed(mesh: AsyncNode, action: MemberChange, request: Request) -> Response:
     """``POST /api/join/approve``, ``revoke``, ``forget``"""
-    _require_near(request)
     who: Who = request.value
     return answer(await mesh.ask(f"members.{action}", {"who": who.who}, BROKER_ASK_S))
-
-
-def _require_near(request: Request) -> None:
-    if not is_loopback(request.remote_addr or ""):
-        raise ForbiddenError("ask this on the orchestrator's own machine")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from d8mesh.core.protocol.addresses import is_loopback
+from d8mesh.core.protocol.access_tokens import ADMIN_ONLY
 from d8mesh.core.protocol.messages import MAX_WARNINGS
+from d8mesh.core.protocol.wish import SERVICE_TYPES
 from d8mesh.doors.query import flag, integer, seconds
 from d8mesh.doors.rest.dialect import status_body
 from d8mesh.doors.rest.schemas import Wanted, idempotency_key
@@ -52,7 +53,7 @@ class TaskCalls:
         """``GET /api/tasks/status/{id}``"""
         is_full = flag(request.args, "full")
         body = await self._ask("status", task_id, **({"full": True} if is_full else {}))
-        is_near = is_full and is_loopback(request.remote_addr or "")
+        is_near = is_full and request.access.is_near
         return await _told(body, lambda: status_body(body, has_tracebacks=is_near))
 
     async def wait(self, request: Request, task_id: str) -> Response:
@@ -105,6 +106,8 @@ class TaskCalls:
     ) -> Response:
         """Submit, and answer with the ids, and with each warning once, if there are any."""
         wanted: Wanted = request.value
+        if any(group.type in SERVICE_TYPES for group in wanted.groups):  # as at Ollama's door
+            request.access.require(ADMIN_ONLY, asks_always=False)
         sent = await self._mesh.submit_groups(
             wanted.groups,
             key=idempotency_key(request.fields.get("idempotency-key")),

@@ -28,12 +28,14 @@ class WebAccess:
 
     trusted: fingerprints of certificates that are good.
     secret: of the mesh key (`membership.mesh_secret`); None: there is none.
-    token: an access token, for where a person sent us; None: there is none.
+    token: an access token; None: there is none.
+    given: the URL that a person has set: the token is for nobody else.
     """
 
     trusted: frozenset[str] = frozenset()
     secret: bytes | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
+    given: str | None = None
 
 
 def connect_to(url: str, trusted: Collection[str], *, timeout_s: float) -> socket.socket:
@@ -86,7 +88,8 @@ def get_json(
     No proxy of the environment is used: an address of the LAN is behind none.
 
     Raises:
-        OSError: nothing answers within the time, or what does is no JSON of `max_bytes` at most.
+        OSError: nothing answers within the time.
+        ValueError: what answers is no JSON of `max_bytes` at most, or the URL is none.
     """
     parts = urlsplit(url)
     with closing(http.client.HTTPConnection(parts.hostname or "", parts.port)) as connection:
@@ -96,7 +99,7 @@ def get_json(
             connection.request("GET", path, headers={"Accept": "application/json", **fields})
             return json.loads(connection.getresponse().read(max_bytes + 1)[:max_bytes])
         except (http.client.HTTPException, ValueError, RecursionError) as error:
-            raise OSError(f"{url}{path} did not answer with JSON: {error}") from error
+            raise ValueError(f"{url}{path} did not answer with JSON: {error}") from error
 
 
 def _connected(place: tuple[str, int], timeout_s: float) -> socket.socket:

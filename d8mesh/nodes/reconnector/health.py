@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from contextlib import closing
+from collections.abc import Collection
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from d8mesh.core.protocol.route import KnownBroker
+from d8mesh.edge.transport.web_client import get_json
 from d8mesh.errors import BrokerUnavailableError
 from d8mesh.setting_forms import NAME_PATTERN
 
@@ -19,27 +19,30 @@ MAX_HEALTH_BYTES: Final = 65_536
 _HEX_64: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
-def broker_at(url: str, *, key: str | None = None) -> KnownBroker:
+def broker_at(url: str, *, key: str | None = None, trusted: Collection[str] = ()) -> KnownBroker:
     """Return what the orchestrator whose REST is at `url` says of itself.
 
     What it needs no key to be told is enough: its broker's port and key, and the proof that it
     knows the mesh key. So nothing of ours is shown to whoever answers there.
 
     Args:
-        url: ``http://HOST:PORT``.
+        url: ``http://HOST:PORT`` or ``https://HOST:PORT``.
         key: D8_MESH_KEY, shown only to one that tells nothing without it.
+        trusted: fingerprints of certificates that are good there.
 
     Raises:
         BrokerUnavailableError: nothing answers there, or not as an orchestrator does.
     """
-    body = _health_of(url, None)
+    body = _health_of(url, None, trusted)
     if body.get("code") == "access.token" and "server_key" not in body and key:
-        body = _health_of(url, key)
+        body = _health_of(url, key, trusted)
     port = body.get("broker_port")
     if type(port) is not int or not 0 < port < 65536:
         if body.get("code") == "access.token":
             which = "another D8_MESH_KEY than here" if key else "a D8_MESH_KEY, set it here too"
             raise BrokerUnavailableError(f"the orchestrator at {url} has {which}")
+        if body.get("code") == "http.plain":
+            raise BrokerUnavailableError(f"{url}: {body.get('error')!s:.200}")
         raise BrokerUnavailableError(f"what answers at {url} is no orchestrator")
     broker_id = str(body.get("broker_id", ""))
     parts = urlsplit(url)
@@ -54,17 +57,18 @@ def broker_at(url: str, *, key: str | None = None) -> KnownBroker:
     )
 
 
-def _health_of(url: str, key: str | None) -> dict[str, Any]:
-    import http.client  # slow to import, and most processes never need it
-
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+def _health_of(url: str, key: str | None, trusted: Collection[str]) -> dict[str, Any]:
+    fields = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        with closing(kind(parts.hostname or "", parts.port, timeout=HEALTH_ANSWER_S)) as connection:
-            connection.request("GET", "/health", headers=headers)
-            body = json.loads(connection.getresponse().read(MAX_HEALTH_BYTES))
-    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+        body = get_json(
+            url,
+            "/health",
+            trusted,
+            timeout_s=HEALTH_ANSWER_S,
+            max_bytes=MAX_HEALTH_BYTES,
+            fields=fields,
+        )
+    except (OSError, ValueError) as error:
         raise BrokerUnavailableError(f"no orchestrator answers at {url}: {error}") from error
     return body if isinstance(body, dict) else {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -151,7 +151,8 @@ class Search:
 
     def _by_url(self, url: str) -> Route | None:
         try:
-            found = broker_at(url, key=self._config.mesh_key)
+            trusted = self._trusted_at(*Route(url).address)
+            found = broker_at(url, key=self._config.mesh_key, trusted=trusted)
         except BrokerUnavailableError as error:
             self._refused = told(error.__cause__) or str(error)
             event(_log, logging.DEBUG, "url.failed", error=str(error))
@@ -174,17 +175,31 @@ class Search:
 
     def _said_to_be_at(self, host: str, port: int) -> Iterator[KnownBroker]:
         """Yield who is said to be there."""
-        written = address_file.read(Path(self._config.data_dir), self._config.mesh)
-        told = [each for known in list(self.known.told.values()) for each in known]
-        for each in [*told, *([] if written is None else [written])]:
+        for each in self._heard_of():
             if each.port == port and host in each.addresses:
                 yield each
-        try:
-            found = broker_at(endpoint(host, self._config.web_port, "http"))
-        except BrokerUnavailableError:
+        web_port = self._config.web_port
+        for scheme in ("http", "https"):
+            try:
+                url = endpoint(host, web_port, scheme)
+                found = broker_at(url, trusted=self._trusted_at(host, web_port))
+            except BrokerUnavailableError:
+                continue
+            if found.port == port:
+                yield found
             return
-        if found.port == port:
-            yield found
+
+    def _heard_of(self) -> Sequence[KnownBroker]:
+        """Return all that is told of orchestrators, by mDNS and by this machine's own."""
+        written = address_file.read(Path(self._config.data_dir), self._config.mesh)
+        told = [each for known in list(self.known.told.values()) for each in known]
+        return [*told, *([] if written is None else [written])]
+
+    def _trusted_at(self, host: str, web_port: int) -> Collection[str]:
+        """Return the fingerprints of certificates that are good at a REST port."""
+        heard = [each for each in self._heard_of() if each.web_port == web_port]
+        told = [each.tls for each in heard if host in (*each.addresses, "localhost")]
+        return {*self._config.tls_trust, *filter(None, told)}
 
     def _by_known(self) -> Route | None:
         ids = [self.only] if self.only else list(self.known.told)
@@ -293,10 +308,12 @@ def find_route(
     Args:
         is_bad: which endpoints to try only where no other is open.
     """
-    for port, scheme in ((broker.port, "tcp"), (broker.web_port, "http")):
+    web_scheme = "https" if broker.tls else "http"
+    for port, scheme in ((broker.port, "tcp"), (broker.web_port, web_scheme)):
         host = _open_host(broker.addresses, port, scheme, is_bad) if port else None
         if port and host:
-            return Route(endpoint(host, port, scheme), broker.broker_id, broker.server_key)
+            tls = broker.tls if scheme == "https" else ""
+            return Route(endpoint(host, port, scheme), broker.broker_id, broker.server_key, tls)
     return None
 
 
@@ -315,5 +332,6 @@ def route_beside(url: str, broker: KnownBroker) -> Route:
     """Return the best route to an orchestrator that `url` led to: through that if no other is."""
     host = broker.addresses[0]
     is_open = first_reachable([(host, broker.port)], deadline_s=TRY_S) is not None
-    place = endpoint(host, broker.port) if is_open else url
-    return Route(place, broker.broker_id, broker.server_key)
+    if is_open:
+        return Route(endpoint(host, broker.port), broker.broker_id, broker.server_key)
+    return Route(url, broker.broker_id, broker.server_key, broker.tls, is_given=True)

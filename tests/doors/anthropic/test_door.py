@@ -446,7 +446,7 @@ def test_a_refusal_before_the_call_has_the_same_form(
 ) -> None:
     never_asked: Any = None
     door, rejections = anthropic_door(never_asked, never_asked), Rejections()
-    application = Application([door], Guard(key=KEY), rejections)
+    application = Application([door], Guard(keys=[KEY]), rejections)
     told = asyncio.run(call(application, "POST", MESSAGES, peer=peer, headers=headers, body=b"{}"))
     assert told.status_code == status
     assert told.json["type"] == "error"

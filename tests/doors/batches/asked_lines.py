@@ -90,12 +90,17 @@ class SaidRequests:
 
     def __init__(self) -> None:
         self.delivered_lines: list[int] = []
+        #: what was counted for which access token
+        self.spendings: list[tuple[str, int, int]] = []
 
     def asked(self, endpoint: str, number: int, custom_id: str, body: object) -> AskedLine:
         return replace(asked(number, json.dumps(body).encode()), custom_id=custom_id)
 
     async def answered(self, run: str, lines: Sequence[EndedLine]) -> list[AnswerLine]:
         return [_line(run, line) for line in lines]
+
+    def spent(self, token: str, *, read: int, written: int) -> None:
+        self.spendings.append((token, read, written))
 
     async def delivered(self, lines: Sequence[EndedLine]) -> None:
         self.delivered_lines += [line.number for line in lines]

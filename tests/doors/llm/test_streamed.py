@@ -31,6 +31,9 @@ class Sink:
         self.on_room: Any = None
         self.is_full = self.is_over = False
 
+    def abort(self) -> None:
+        raise AssertionError
+
     def write_part(self, body: bytes, *, has_more: bool) -> None:
         self.parts.append(body)
         self.is_over = not has_more

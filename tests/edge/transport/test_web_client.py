@@ -72,7 +72,7 @@ def test_json_is_asked_for(here: Served) -> None:
     told = get_json(url, "/scope?a=b", trusted, timeout_s=PATIENCE_S, max_bytes=1000)
     assert told == {"method": "GET", "path": "/scope", "http_version": "1.1", "query": "a=b"}
     for path, most in (("/none", 1000), ("/scope", 10), ("/large", 1000)):
-        with pytest.raises(OSError, match="did not answer with JSON"):
+        with pytest.raises(ValueError, match="did not answer with JSON"):
             get_json(url, path, trusted, timeout_s=PATIENCE_S, max_bytes=most)
 
 

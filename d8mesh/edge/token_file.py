@@ -1,0 +1,154 @@
+"""The access tokens of an orchestrator on the disk, and what each has used.
+
+The command ``token`` changes the tokens, under a lock; the web process reads them, and writes the
+usage. Both files are of their owner alone, and are replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+import filelock
+import msgspec
+
+from d8mesh.core.protocol.access_tokens import AccessToken, TokenUsage
+from d8mesh.errors import ConfigError, D8Error
+
+#: In the orchestrator's folder of the data folder.
+TOKENS_NAME: Final = "tokens.json"
+USAGE_NAME: Final = "token_usage.json"
+_TOKENS_LOCK: Final = "tokens.lock"
+#: Tokens that are kept; of the revoked ones the oldest are forgotten first.
+MAX_KEPT_TOKENS: Final = 1000
+#: Of either file: as many tokens with the longest names, and room.
+MAX_TOKEN_FILE_BYTES: Final = 1024 * 1024
+#: Another `token` command takes milliseconds.
+_LOCK_S: Final = 5.0
+#: Of a file of ours: what its owner may do, and nobody else.
+_OWN_MODE: Final = 0o600
+_Content = TypeVar("_Content")
+
+
+class TokenFile:
+    """The two files of one orchestrator.
+
+    Args:
+        folder: of the orchestrator, in its data folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tokens, self._usage = folder / TOKENS_NAME, folder / USAGE_NAME
+
+    def tokens(self) -> tuple[AccessToken, ...]:
+        """Return all, the oldest first; none if there is no file.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        return _read(self._tokens, tuple[AccessToken, ...]) or ()
+
+    def usage(self) -> dict[str, TokenUsage]:
+        """Return what was used, by the tokens' ids; raises as `tokens` does."""
+        return _read(self._usage, dict[str, TokenUsage]) or {}
+
+    def add(self, token: AccessToken) -> None:
+        """Keep one more; raises as `tokens` does.
+
+        Raises:
+            D8Error: its name is that of another which is not revoked, or there are too many.
+        """
+        with self._locked():
+            known = list(self.tokens())
+            if any(each.name == token.name and each.revoked_at is None for each in known):
+                raise D8Error(f"there is a token {token.name} already: revoke it, or name another")
+            while len(known) >= MAX_KEPT_TOKENS:
+                revoked = next((each for each in known if each.revoked_at is not None), None)
+                if revoked is None:
+                    raise D8Error(
+                        f"there are {MAX_KEPT_TOKENS} tokens already: revoke some of them"
+                    )
+                known.remove(revoked)
+            _write(self._tokens, [*known, token])
+
+    def revoke(self, name: str, now_at: float) -> AccessToken:
+        """Note that a token is of no use any more, and return it; raises as `tokens` does.
+
+        Raises:
+            D8Error: there is none of this name, or it is revoked already.
+        """
+        with self._locked():
+            known = list(self.tokens())
+            for place, each in enumerate(known):
+                if each.name == name and each.revoked_at is None:
+                    known[place] = msgspec.structs.replace(each, revoked_at=now_at)
+                    _write(self._tokens, known)
+                    return known[place]
+        if any(each.name == name for each in known):
+            raise D8Error(f"the token {name} is revoked already")
+        names = ", ".join(each.name for each in known if each.revoked_at is None) or "none"
+        raise D8Error(f"there is no token {name[:80]!r}; there are: {names[:400]}")
+
+    def write_usage(self, usage: Mapping[str, TokenUsage]) -> None:
+        """Have it on the disk what was used.
+
+        Raises:
+            OSError: it could not be written; what was there before still is.
+        """
+        _write(self._usage, usage)
+
+    def signature(self) -> tuple[int, int, int] | None:
+        """Return what changes whenever the tokens do; None: there is no file."""
+        with contextlib.suppress(OSError):
+            found = self._tokens.stat()
+            return found.st_mtime_ns, found.st_size, found.st_ino
+        return None
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep others from changing the tokens meanwhile."""
+        lock = filelock.FileLock(self._folder / _TOKENS_LOCK, mode=_OWN_MODE)
+        try:
+            lock.acquire(timeout=_LOCK_S)
+        except filelock.Timeout as error:
+            raise D8Error("another command changes the tokens right now: try again") from error
+        except OSError as error:
+            raise ConfigError(f"{self._folder}: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _read(path: Path, kind: type[_Content]) -> _Content | None:
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_TOKEN_FILE_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path}: it is damaged ({error}). Bring it back from a copy, or delete it and make "
+            "the tokens anew"
+        ) from error
+
+
+def _write(path: Path, content: Sequence[AccessToken] | Mapping[str, TokenUsage]) -> None:
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    try:
+        with os.fdopen(os.open(fresh, flags, _OWN_MODE), "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(content), indent=1))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
