@@ -388,10 +388,12 @@ class Broker:
         return self._dispatcher.malformed(peer, error.code, self._now)
 
     def _count_rejections(self) -> None:
-        """Count the connections that were refused or cut off."""
+        """Count the connections that were refused or cut off, and what mDNS brought in vain."""
         for code, address in self._router.rejected():
             self._dispatcher.reject(code)
             event(_log, logging.WARNING, "connection.refused", code=code, address=address)
+        while self._announcer.ignored:
+            self._dispatcher.reject(self._announcer.ignored.popleft())
 
     def _check_disk(self, now: float) -> None:
         self._next_disk_check = now + DISK_CHECK_S
