@@ -19,7 +19,8 @@ from d8mesh.core.protocol.addresses import endpoint
 from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
 from d8mesh.edge.network import reachable_host, usable_addresses
 from d8mesh.edge.terminal import as_json, say, width
-from d8mesh.nodes.credentials import web_fields
+from d8mesh.nodes.credentials import secret_of, web_fields
+from d8mesh.nodes.reconnector.trust import OrchestratorTrust
 from d8mesh.program import command_name
 from d8mesh.words import escaped, tr, translated
 
@@ -78,11 +79,11 @@ def look(
     """Return the orchestrators of the mesh that answer: by mDNS, by URL, on this machine.
 
     Args:
-        on_stranger: told in words of an orchestrator of another mesh.
+        on_stranger: told in words of an orchestrator of another mesh, or one that is not trusted.
     """
     urls = dict.fromkeys([config.orchestrator_url or "", f"http://127.0.0.1:{config.web_port}"])
     found: dict[str, Orchestrator] = {}
-    for url in [*filter(None, urls), *_heard(config)]:
+    for url in [*filter(None, urls), *_heard(config, on_stranger)]:
         shown: Mapping[str, str] = {}
         try:
             health = ask(url, "/health", answer_s=answer_s)
@@ -154,24 +155,27 @@ def _of_another_mesh(url: str, health: Mapping[str, Any], mesh: str) -> str:
     return tr("{url} is of mesh {theirs}, not {ours} (D8_MESH)", url=url, theirs=theirs, ours=ours)
 
 
-def _heard(config: Config) -> list[str]:
+def _heard(config: Config, on_stranger: Callable[[str], None]) -> list[str]:
     """Return the REST addresses of orchestrators heard by mDNS within a short time."""
-    heard: dict[str, Sighting] = {}
+    heard: dict[tuple[str, bytes | None], Sighting] = {}
     discovery = Discovery(
         mesh=config.mesh,
         addresses=lambda: [a.address for a in usable_addresses(config.interfaces)],
-        on_sighting=lambda sighting: heard.update({sighting.node_id: sighting}),
+        on_sighting=lambda each: heard.update({(each.node_id, each.server_key): each}),
         browse=(NodeKind.ORCHESTRATOR,),
     )
     discovery.start()
     time.sleep(LISTEN_S)
     discovery.close()
     urls: list[str] = []
+    trust = OrchestratorTrust(config, secret_of(config))
     for sighting in list(heard.values()):
-        if sighting.web_port is not None:
+        if sighting.web_port is not None and trust.is_trusted(sighting.broker):
             host = reachable_host(sighting.addresses, sighting.web_port, deadline_s=1.0)
             if host is not None:
                 urls.append(endpoint(host, sighting.web_port, "http"))
+    for text in trust.strangers:
+        on_stranger(translated(text))
     return urls
 
 

@@ -83,11 +83,14 @@ def pause_before_start(deaths: int, *, was_up: bool) -> float:
 
 def run_broker(config: Config, options: argparse.Namespace) -> int:
     """Be the broker process; says on standard output when it is up."""
-    from d8mesh.nodes.broker import Broker  # the launcher starts quicker without it
+    # The launcher starts quicker without them.
+    from d8mesh.edge.transport.connections import raise_descriptor_limit
+    from d8mesh.nodes.broker import Broker
 
     refuse_public(config)
     web_port = int(options.rest[1]) if options.rest else None  # after --web-port
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
+    raise_descriptor_limit()
     tls = files_of(config)
     broker = Broker(
         config,

@@ -363,10 +363,12 @@ class Worker:
         ]
         refusals = (each.refusal for each in sessions if each.refusal and not each.is_welcome)
         refused = list(dict.fromkeys(refusals))
+        passed_over = [] if runner is None else runner.passed_over
         reasons: list[str] = []
         if not orchestrators:
             why = "; ".join(refused)
-            reasons.append(f"refused: {why}" if why else "no orchestrator has been found yet")
+            nobody = "; ".join(passed_over) or "no orchestrator has been found yet"
+            reasons.append(f"refused: {why}" if why else nobody)
         if self._backend.get("is_up") is False:
             reasons.append(str(self._backend.get("reason") or "the backend is down"))
         outbox = "" if runner is None else runner.outbox_trouble
@@ -382,6 +384,7 @@ class Worker:
             "orchestrators": orchestrators,
             "lost": lost,
             "refused": refused,
+            "passed_over": passed_over,
             "slots": self._slot_count,
             "running": self._running_count(),
             "stuck": 0 if session is None else session.stuck,
