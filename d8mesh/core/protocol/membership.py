@@ -58,9 +58,11 @@ class Credentials:
 
     def accept(self, server_key: bytes | None, proof: bytes) -> bool:
         """Return whether a WELCOME with this proof is one of our mesh."""
-        if self.secret is None or server_key is None:
+        if self.secret is None:
             return True
-        return is_same_proof(proof, welcome_proof(self.secret, server_key, self.public))
+        return server_key is not None and is_same_proof(
+            proof, welcome_proof(self.secret, server_key, self.public)
+        )
 
 
 #: Of who has no mesh key.
