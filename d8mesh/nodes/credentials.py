@@ -56,9 +56,7 @@ def secret_of(config: Config) -> bytes | None:
 
 def web_access(config: Config) -> WebAccess:
     """Return with what the nodes of this machine come to a REST port."""
-    return WebAccess(
-        frozenset(config.tls_trust), secret_of(config), config.token, config.orchestrator_url
-    )
+    return WebAccess(frozenset(config.tls_trust), secret_of(config), config.token)
 
 
 def web_fields(config: Config, told: Mapping[str, object], *, is_given: bool) -> dict[str, str]:

@@ -83,5 +83,5 @@ def test_an_access_token_goes_only_where_a_person_said() -> None:
     config = Config(token="d8_mine", orchestrator_url="http://d8:7001")
     assert web_fields(config, {}, is_given=True) == {"Authorization": "Bearer d8_mine"}
     assert web_fields(config, {}, is_given=False) == {}
-    assert web_access(config).given == "http://d8:7001"
+    assert web_access(config).token == "d8_mine"
     assert "d8_mine" not in repr(config) + repr(web_access(config))
