@@ -179,7 +179,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         name="join",
-        summary="who may join: list, approve, revoke and forget keys",
+        summary="who may join: list, approve, revoke, forget; whom we trust: pins, trust, unpin",
         group="look",
         settings=(("data", "D8_DATA_DIR"),),
         examples=("join list", "join approve k3fq-2mzd-7xwa-pq4e", "join revoke pi-7"),

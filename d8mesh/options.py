@@ -31,6 +31,12 @@ JOIN_ACTIONS: Final = {
     "revoke": ("show a key out at once; its tasks go on elsewhere", "FINGERPRINT|NAME"),
     "forget": ("free the worker ids of a key, after its key file was lost", "FINGERPRINT|NAME"),
 }
+#: What `join` can do on the side of workers and clients, on their machine.
+TRUST_ACTIONS: Final = {
+    "pins": ("which orchestrators the workers and clients of this machine trust", ""),
+    "trust": ("trust another orchestrator, or one that was installed anew", "FINGERPRINT"),
+    "unpin": ("trust one no longer (all: none)", "FINGERPRINT|all"),
+}
 #: Seconds that any command can be told to wait: a week.
 MAX_TIMEOUT_S: Final = 604_800
 #: A mesh that is there is found sooner; whoever asks what there is should not wait for nothing.
@@ -295,6 +301,13 @@ def join(parser: argparse.ArgumentParser) -> None:
             action.add_argument("who", metavar=who, help="as `join list` shows it")
         _timeout(action, "look for the orchestrator for so many seconds", f"{FIND_S:g}", FIND_S)
         _json(action, "one JSON object, for programs")
+    for name, (text, who) in TRUST_ACTIONS.items():
+        action = actions.add_parser(name, help=text, description=text)
+        action.set_defaults(who=None, json=False)
+        if who:
+            action.add_argument("who", metavar=who, help="as the orchestrator prints it")
+        else:
+            _json(action, "one JSON object, for programs")
 
 
 def models(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,7 @@
-"""The command `join`: who may join the mesh of this machine's orchestrator."""
+"""The command `join`: who may join the mesh of this machine's orchestrator.
+
+What it does for the other side, on the machines of workers and clients, is in `pins`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from d8mesh.apps import pins
 from d8mesh.apps.tables import lines_of, wrapped
 from d8mesh.apps.work import connect
 from d8mesh.config import Config
@@ -22,7 +26,7 @@ MEMBER_COLUMNS: Final = ("standing", "name", "kind", "address", "fingerprint", "
 #: How long ago in the unit that says it in a small number, the largest first.
 _UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
-Listed = Mapping[str, Any]
+ListedMember = Mapping[str, Any]
 
 
 class AsksAboutMembers(Protocol):
@@ -35,13 +39,17 @@ class AsksAboutMembers(Protocol):
 def run(config: Config, options: argparse.Namespace) -> int:
     """List who is known, let a key in, show one out, or forget one; return the exit code.
 
+    What this machine trusts as orchestrators is `apps.pins`.
+
     Raises:
         BrokerUnavailableError: no orchestrator of this data folder answers.
         UnknownMemberError, AmbiguousMemberError: the name or fingerprint means none, or several.
     """
+    if options.action in pins.ACTIONS:
+        return pins.run(config, options)
     from d8mesh.nodes.client import Client  # slow to import
 
-    with Client(_own_endpoint(config), config=config) as client:
+    with Client(endpoint=_own_endpoint(config), config=config) as client:
         connect(client, timeout_s=options.timeout_s, on_wait=tell)
         return run_with(client, options)
 
@@ -80,9 +88,9 @@ def _list(client: AsksAboutMembers, options: argparse.Namespace) -> int:
     return 0
 
 
-def listing_lines(body: Listed, now: float, columns: int | None) -> Iterator[str]:
+def listing_lines(body: ListedMember, now: float, columns: int | None) -> Iterator[str]:
     """Yield what there is to say of all members at `now`, in Unix seconds."""
-    members: list[Listed] = body["members"]
+    members: list[ListedMember] = body["members"]
     rows = [
         (
             tr(_standing(each)),
@@ -96,6 +104,7 @@ def listing_lines(body: Listed, now: float, columns: int | None) -> Iterator[str
         for each in members
     ]
     yield from wrapped(mode_text(body["mode"]), columns)
+    yield tr("the key of this orchestrator: {key}", key=body["orchestrator"])
     if rows:
         yield from lines_of([tr(name) for name in MEMBER_COLUMNS], rows, width=columns)
     else:
@@ -117,7 +126,7 @@ def mode_text(modes: list[str]) -> str:
     return tr("whoever is on this network may join (D8_JOIN=lan)")
 
 
-def _standing(member: Listed) -> str:
+def _standing(member: ListedMember) -> str:
     if member["banned_s"] is not None:
         return "banned for a while"
     return "own" if member["is_own"] else str(member["standing"])
@@ -131,7 +140,7 @@ def _ago(at: float | None, now: float) -> str:
     return f"{past_s // size:.0f} {unit}"
 
 
-def _done(action: str, member: Listed) -> str:
+def _done(action: str, member: ListedMember) -> str:
     """Return in words what was done, and with whom."""
     what = {"key": member["fingerprint"], "address": escaped(str(member["address"])) or "?"}
     what["name"] = escaped(str(member["name"])) or "?"

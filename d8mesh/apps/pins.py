@@ -20,13 +20,14 @@ from d8mesh.edge.terminal import as_json, say, width
 from d8mesh.errors import ConfigError, D8Error
 from d8mesh.words import tr
 
-#: What `join` does on the machine where it is run, and not at an orchestrator.
-ACTIONS: Final = ("trust", "pins", "unpin")
+#: What `join` does on the machine where it is run, whether an orchestrator is there or not.
+ACTIONS: Final = frozenset({"pins", "trust", "unpin"})
+#: All keys of the mesh.
 ALL: Final = "all"
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
-    """Do `options.action` of `ACTIONS` with the keys `options.who`; return the exit code."""
+    """Do `options.action`, with the key `options.who` if it takes one; return the exit code."""
     file = PinFile(Path(config.data_dir))
     match options.action:
         case "trust":
@@ -38,26 +39,21 @@ def run(config: Config, options: argparse.Namespace) -> int:
     return 0
 
 
-def _trust(file: PinFile, mesh: str, who: list[str]) -> None:
-    if not who:
-        raise ConfigError("join trust: expected the fingerprint of an orchestrator's key")
-    for fingerprint, key in [parse_fingerprint(each) for each in who]:
-        with _writing(file):
-            file.add(mesh, Pin(fingerprint, key, since=time.time()))
-        _say_tr(
-            "{key} is trusted as an orchestrator of mesh {mesh}; workers and clients that run here "
-            "see it within seconds",
-            key=fingerprint,
-            mesh=mesh,
-        )
+def _trust(file: PinFile, mesh: str, who: str) -> None:
+    fingerprint, key = parse_fingerprint(who)
+    with _writing(file):
+        file.add(mesh, Pin(fingerprint, key, since=time.time()))
+    _say_tr(
+        "{key} is trusted as an orchestrator of mesh {mesh}; workers and clients that run here "
+        "see it within seconds",
+        key=fingerprint,
+        mesh=mesh,
+    )
 
 
-def _unpin(file: PinFile, mesh: str, who: list[str]) -> None:
-    if not who:
-        raise ConfigError(f"join unpin: expected fingerprints, or {ALL!r}")
+def _unpin(file: PinFile, mesh: str, who: str) -> None:
     known = [pin.fingerprint for pin in file.of(mesh)]
-    wanted = known if who == [ALL] else [parse_fingerprint(each)[0] for each in who]
-    for fingerprint in wanted:
+    for fingerprint in known if who == ALL else [parse_fingerprint(who)[0]]:
         if fingerprint not in known:
             raise D8Error(f"the key {fingerprint} is not known here of mesh {mesh!r}")
         with _writing(file):

@@ -21,11 +21,12 @@ from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
 from d8mesh.edge.network import reachable_host, usable_addresses
 from d8mesh.edge.terminal import as_json, say, width
 from d8mesh.edge.transport.web_client import get_json
-from d8mesh.nodes.credentials import web_fields
+from d8mesh.errors import D8Error
+from d8mesh.nodes.credentials import secret_of
+from d8mesh.nodes.reconnector.trust import OrchestratorTrust
 from d8mesh.program import command_name
 from d8mesh.words import escaped, tr, translated
 
-NOTHING_SHOWN: Final[Mapping[str, str]] = {}
 #: How long to listen for orchestrators on the network.
 LISTEN_S: Final = 1.5
 #: How long one REST answer may take.
@@ -80,17 +81,13 @@ def look(
     """Return the orchestrators of the mesh that answer: by mDNS, by URL, on this machine.
 
     Args:
-        on_stranger: told in words of an orchestrator of another mesh.
+        on_stranger: told in words of an orchestrator of another mesh, or one that is not trusted.
     """
     found: dict[str, Orchestrator] = {}
-    for url, trusted in _places(config):
-        shown: Mapping[str, str] = {}
+    for url, trusted in _places(config, on_stranger):
         asking = partial(ask, url, answer_s=answer_s, trusted=trusted)
         try:
             health = asking("/health")
-            if isinstance(health, dict) and health.get("code") == "access.token":
-                shown = web_fields(config, health, is_given=url == config.orchestrator_url)
-                health = asking("/health", headers=shown)
         except ssl.SSLCertVerificationError as error:
             on_stranger(str(error.strerror))
             continue
@@ -98,8 +95,11 @@ def look(
             continue
         if not isinstance(health, dict):
             continue
-        if health.get("code") in ("access.token", "access.revoked", "access.scope"):
-            on_stranger(_closed(url))
+        if health.get("code") == "access.token":
+            is_ours = health.get("mesh", config.mesh) == config.mesh
+            closed = _through_broker(url, config, on_stranger, answer_s) if is_ours else None
+            if closed is not None:
+                found[str(closed.health.get("broker_id"))] = closed
             continue
         if health.get("mesh") != config.mesh:
             if health.get("service") == "d8-orchestrator":
@@ -109,10 +109,9 @@ def look(
         if str(health.get("broker_id")) in found:
             continue
         try:
-            asked = partial(asking, headers=shown)
-            each.stats = asked("/api/stats")
-            each.workers = asked("/api/workers/list")["workers"]
-            models = asked("/api/models")
+            each.stats = asking("/api/stats")
+            each.workers = asking("/api/workers/list")["workers"]
+            models = asking("/api/models")
             each.models = models if "services" in models else {}
         except (OSError, ValueError, KeyError) as error:
             each.problem = str(error)
@@ -120,14 +119,30 @@ def look(
     return list(found.values())
 
 
-def ask(
-    url: str,
-    path: str,
-    *,
-    answer_s: float = ANSWER_S,
-    headers: Mapping[str, str] = NOTHING_SHOWN,
-    trusted: Collection[str] = (),
-) -> Any:
+def _through_broker(
+    url: str, config: Config, on_stranger: Callable[[str], None], answer_s: float
+) -> Orchestrator | None:
+    """Return an orchestrator whose REST is closed: asked in an encrypted session, as members do."""
+    from d8mesh.nodes.client import Client  # slow to import, and seldom needed
+
+    try:
+        with Client(url, config=config) as client:
+            if not client.wait_connected(answer_s):
+                on_stranger(_closed(url, client.trouble))
+                return None
+            health = client.ask("health", {}, timeout=answer_s)
+            is_well = health.get("reason") is None
+            each = Orchestrator(url, {"status": "healthy" if is_well else "unhealthy", **health})
+            each.stats = client.ask("stats", {}, timeout=answer_s)
+            each.workers = client.ask("workers", {}, timeout=answer_s)["workers"]
+            each.models = client.ask("models", {}, timeout=answer_s)
+            return each
+    except D8Error as error:
+        on_stranger(_closed(url, str(error)))
+        return None
+
+
+def ask(url: str, path: str, *, answer_s: float = ANSWER_S, trusted: Collection[str] = ()) -> Any:
     """Return the JSON answer of a GET.
 
     Args:
@@ -137,19 +152,13 @@ def ask(
         OSError: nothing answered within `answer_s`, or an error status without JSON.
     """
     try:
-        return get_json(
-            url, path, trusted, timeout_s=answer_s, max_bytes=MAX_LIST_BYTES, fields=headers
-        )
+        return get_json(url, path, trusted, timeout_s=answer_s, max_bytes=MAX_LIST_BYTES)
     except ValueError as error:
         raise OSError(f"{url}{path} did not answer with JSON") from error
 
 
-def _closed(url: str) -> str:
-    return tr(
-        "{url} is closed to this machine: set the orchestrator's D8_MESH_KEY here too, or an "
-        "access token of it as D8_TOKEN",
-        url=url,
-    )
+def _closed(url: str, why: str) -> str:
+    return tr("{url} is closed to this machine: {why}", url=url, why=translated(why))
 
 
 def _of_another_mesh(url: str, health: Mapping[str, Any], mesh: str) -> str:
@@ -157,7 +166,9 @@ def _of_another_mesh(url: str, health: Mapping[str, Any], mesh: str) -> str:
     return tr("{url} is of mesh {theirs}, not {ours} (D8_MESH)", url=url, theirs=theirs, ours=ours)
 
 
-def _places(config: Config) -> Iterator[tuple[str, Collection[str]]]:
+def _places(
+    config: Config, on_stranger: Callable[[str], None]
+) -> Iterator[tuple[str, Collection[str]]]:
     """Yield where orchestrators may be, and the fingerprints of certificates that are good there.
 
     By URL, on this machine, and as they are heard by mDNS.
@@ -171,29 +182,35 @@ def _places(config: Config) -> Iterator[tuple[str, Collection[str]]]:
     here = endpoint(LOOPBACK, port, "https" if is_secure else "http")
     for url in dict.fromkeys(filter(None, [config.orchestrator_url, here])):
         yield url, trusted
-    for sighting in _heard(config):
-        host = reachable_host(sighting.addresses, sighting.web_port or 0, deadline_s=1.0)
-        if sighting.web_port is not None and host is not None:
-            tls = sighting.broker.tls
-            yield (
-                endpoint(host, sighting.web_port, "https" if tls else "http"),
-                {*config.tls_trust, *filter(None, [tls])},
-            )
+    for sighting in _heard(config, on_stranger):
+        web_port, tls = sighting.web_port or 0, sighting.broker.tls
+        host = reachable_host(sighting.addresses, web_port, deadline_s=1.0)
+        if host is not None:
+            url = endpoint(host, web_port, "https" if tls else "http")
+            yield url, {*config.tls_trust, *filter(None, [tls])}
 
 
-def _heard(config: Config) -> list[Sighting]:
-    """Return the orchestrators that are heard by mDNS within a short time."""
-    heard: dict[str, Sighting] = {}
+def _heard(config: Config, on_stranger: Callable[[str], None]) -> list[Sighting]:
+    """Return the trusted orchestrators that are heard by mDNS within a short time."""
+    heard: dict[tuple[str, bytes | None], Sighting] = {}
     discovery = Discovery(
         mesh=config.mesh,
         addresses=lambda: [a.address for a in usable_addresses(config.interfaces)],
-        on_sighting=lambda sighting: heard.update({sighting.node_id: sighting}),
+        on_sighting=lambda each: heard.update({(each.node_id, each.server_key): each}),
         browse=(NodeKind.ORCHESTRATOR,),
     )
     discovery.start()
     time.sleep(LISTEN_S)
     discovery.close()
-    return [each for each in heard.values() if each.web_port is not None]
+    trust = OrchestratorTrust(config, secret_of(config))
+    found = [
+        each
+        for each in heard.values()
+        if each.web_port is not None and trust.is_trusted(each.broker)
+    ]
+    for text in trust.strangers:
+        on_stranger(translated(text))
+    return found
 
 
 # --- for people -----------------------------------------------------------------------

@@ -7,7 +7,7 @@ and tried against what really goes over the wire.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from d8mesh.http.answers import JSON
@@ -42,8 +42,10 @@ class AboutCall:
     body: the type of its body; None: it takes none, or `media` says all there is to say.
     media: of its body; "": as the route says.
     may_be_empty: the body may be left out.
+    takes_nulls: a null is as good as leaving a field out that need not be there.
     query: a Struct: each field is a parameter behind the question mark.
-    headers: those of its own, each with what it is for.
+    headers: those of its own, each with the type of its value.
+    problem_kinds: of errors that are told in other forms than the door's, to who asks for those.
     """
 
     what: str
@@ -51,8 +53,10 @@ class AboutCall:
     body: object = None
     media: str = ""
     may_be_empty: bool = False
+    takes_nulls: bool = False
     query: type | None = None
-    headers: Mapping[str, str] | None = None
+    headers: Mapping[str, object] = field(default_factory=dict)
+    problem_kinds: Sequence[type] = ()
 
 
 #: Of a door: what is said of each of its calls, by ``METHOD RULE``.

@@ -20,6 +20,8 @@ from d8mesh.http.described import EVENTS, LINES, PLAIN_TEXT, AboutCall, HttpRepl
 from d8mesh.http.routes import Door, HttpRoute
 
 OPENAPI_VERSION: Final = "3.1.1"
+#: Of a call: an access token with any of these scopes may call it.
+SCOPES_FIELD: Final = "x-d8-scopes"
 _REFERENCE: Final = "#/components/schemas/{name}"
 _RULE_VARIABLE: Final = re.compile(r"<(?:(?P<kind>\w+):)?(?P<name>\w+)>")
 #: The two ways to show a key or a token; none is needed where the orchestrator asks for none.
@@ -29,6 +31,7 @@ _SECURITY: Final[dict[str, Any]] = {
 }
 _BYTES_SCHEMA: Final = {"type": "string", "format": "binary"}
 _TEXT_SCHEMA: Final = {"type": "string"}
+_NULL: Final = {"type": "null"}
 #: What errors are told for, whatever the call.
 _ERROR_RANGES: Final = {
     "4XX": "The request is refused: nothing has changed.",
@@ -76,10 +79,31 @@ class _Schemas:
         kinds = list(_kinds(doors))
         told, self.components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
         self._schemas = {repr(kind): schema for kind, schema in zip(kinds, told, strict=True)}
+        for door in doors:
+            for each in map(described, door.routes):
+                if each.takes_nulls:
+                    self._allow_nulls(self.of(each.body), set())
 
     def of(self, kind: object) -> dict[str, Any]:
         """Return the schema of a type: mostly a reference to it."""
         return self._schemas[repr(kind)]
+
+    def _allow_nulls(self, schema: dict[str, Any], seen: set[str]) -> None:
+        """Let fields that may be left out be null, in a type and in those that it is made of."""
+        name = _name_in(schema)
+        if name is None or name in seen:
+            return
+        seen.add(name)
+        component = self.components[name]
+        for field, kind in component.get("properties", {}).items():
+            self._allow_nulls(kind.get("items", kind), seen)
+            if field not in component.get("required", ()) and _NULL not in kind.get("anyOf", ()):
+                component["properties"][field] = {"anyOf": [kind, _NULL]}
+
+
+def _name_in(schema: dict[str, Any]) -> str | None:
+    """Return which component a schema refers to."""
+    return str(schema["$ref"]).rpartition("/")[2] if "$ref" in schema else None
 
 
 def _kinds(doors: Sequence[Door]) -> Iterator[object]:
@@ -88,10 +112,12 @@ def _kinds(doors: Sequence[Door]) -> Iterator[object]:
         for route in door.routes:
             told = described(route)
             yield from (each.kind for each in told.answers if each.kind is not None)
+            yield from told.problem_kinds
             if told.body is not None:
                 yield told.body
             if told.query is not None:
                 yield from (each.type for each in _parameters(told.query))
+            yield from told.headers.values()
 
 
 def _parameters(query: type) -> tuple[msgspec.structs.FieldInfo, ...]:
@@ -105,8 +131,9 @@ def _operation(door: Door, route: HttpRoute, schemas: _Schemas) -> dict[str, Any
     operation: dict[str, Any] = {
         "operationId": "_".join((route.method.lower(), *words)),
         "summary": told.what,
-        "parameters": [*_in_path(route), *_in_query(told, schemas), *_in_head(told)],
+        "parameters": [*_in_path(route), *_in_query(told, schemas), *_in_head(told, schemas)],
         "responses": _responses(door, told, schemas),
+        SCOPES_FIELD: sorted(each.value for each in route.scopes or door.scopes),
     }
     if route.method != "GET" and (told.body is not None or told.media):
         media = told.media or route.takes or JSON
@@ -135,10 +162,9 @@ def _in_query(told: AboutCall, schemas: _Schemas) -> Iterator[dict[str, Any]]:
         yield {"name": field.encode_name, "in": "query", "required": False, "schema": schema}
 
 
-def _in_head(told: AboutCall) -> Iterator[dict[str, Any]]:
-    for name, what in (told.headers or {}).items():
-        schema = {"type": "string"}
-        yield {"name": name, "in": "header", "description": what, "schema": schema}
+def _in_head(told: AboutCall, schemas: _Schemas) -> Iterator[dict[str, Any]]:
+    for name, kind in told.headers.items():
+        yield {"name": name, "in": "header", "required": False, "schema": schemas.of(kind)}
 
 
 def _responses(door: Door, told: AboutCall, schemas: _Schemas) -> dict[str, Any]:
@@ -146,16 +172,26 @@ def _responses(door: Door, told: AboutCall, schemas: _Schemas) -> dict[str, Any]
     for each in told.answers:
         response = responses.setdefault(str(each.status), {"description": "Done."})
         if each.media:
-            content = response.setdefault("content", {})
-            content[each.media] = {"schema": _answer_schema(each, schemas)}
-    problem = {JSON: {"schema": schemas.of(door.problem_kind)}}
+            kinds = response.setdefault("content", {}).setdefault(each.media, [])
+            kinds.append(_answer_schema(each, schemas))
+    for response in responses.values():
+        for media, found in response.get("content", {}).items():
+            response["content"][media] = {"schema": _any_of(found)}
+    problems = [schemas.of(kind) for kind in (door.problem_kind, *told.problem_kinds)]
+    problem = {JSON: {"schema": _any_of(problems)}}
     for statuses, what in _ERROR_RANGES.items():
         responses[statuses] = {"description": what, "content": problem}
     return responses
 
 
+def _any_of(schemas: list[dict[str, Any]]) -> dict[str, Any]:
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
 def _answer_schema(answered: HttpReply, schemas: _Schemas) -> dict[str, Any]:
-    if answered.media in (PLAIN_TEXT, EVENTS, LINES):
+    if answered.media == EVENTS:
+        return {}
+    if answered.media in (PLAIN_TEXT, LINES):
         return _TEXT_SCHEMA
     if answered.media == JSON:
         return {} if answered.kind is None else schemas.of(answered.kind)

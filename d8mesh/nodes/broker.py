@@ -11,13 +11,11 @@ import gc
 import logging
 import math
 import random
-import secrets
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -40,22 +38,21 @@ from d8mesh.core.broker.effects import (
 from d8mesh.core.broker.reports import snapshot
 from d8mesh.core.broker.state import Policy
 from d8mesh.core.broker.store import FoldLog, Store
-from d8mesh.core.protocol.addresses import LOOPBACK, is_loopback
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.membership import announced_proof
 from d8mesh.core.protocol.messages import Refused
 from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.core.protocol.task import Fact
 from d8mesh.core.protocol.wish import Cloud
-from d8mesh.edge import address_file
-from d8mesh.edge.discovery import Announcement, Discovery, NodeKind, Sighting
 from d8mesh.edge.failpoints import passed
 from d8mesh.edge.logs import event, traced
-from d8mesh.edge.network import is_taken_unseen, usable_addresses
+from d8mesh.edge.network import is_taken_unseen
 from d8mesh.edge.sqlite import Journal
 from d8mesh.edge.transport.keys import KeyPair, kept_pair
-from d8mesh.edge.transport.sockets import Loop, RouterEndpoint, Waker
+from d8mesh.edge.transport.router import RouterEndpoint
+from d8mesh.edge.transport.sockets import Loop, Waker
 from d8mesh.errors import JournalError, ProtocolError
+from d8mesh.nodes.announcer import Announcer, listens_on
 from d8mesh.nodes.credentials import secret_of
 from d8mesh.nodes.doorkeeper import Doorkeeper
 from d8mesh.nodes.store_reader import StoreReader
@@ -83,8 +80,6 @@ ANSWERED_STRIKES: Final = 3
 MAX_STRIKERS: Final = 4096
 #: Objects made between two collections: an assignment of a batch makes thousands at once.
 GC_ALLOCATIONS: Final = 50_000
-#: What FLASK_HOST says for all addresses.
-_ALL_ADDRESSES: Final = ("0.0.0.0", "::")
 JOURNAL_NAME: Final = "journal.db"
 #: Effects of nearly every wake-up; the others are looked at one by one.
 _OF_EVERY_WAKE_UP: Final = frozenset({Send, Record, Load})
@@ -150,8 +145,7 @@ class Broker:
         open_store: OpenStore = open_journal,
         say: Callable[[Notice], None] = lambda notice: None,
     ) -> None:
-        self._config, self._folder = config, folder
-        self._web_port, self._tls = web_port, tls
+        self._config = config
         self._store = open_store(folder, lambda: self._waker.wake())
         self._waker = Waker()
         ports = range(config.broker_port, min(config.broker_port + BROKER_PORT_TRIES, PORTS_END))
@@ -159,7 +153,7 @@ class Broker:
             self._keys = kept_pair(folder)
             self._door = Doorkeeper(config, folder, self._waker.wake, say)
             self._router = RouterEndpoint(
-                _listens_on(config.web_host),
+                listens_on(config.web_host),
                 ports,
                 keys=self._keys,
                 gate=self._door.admits,
@@ -184,9 +178,9 @@ class Broker:
         #: what is told to whoever started this broker
         key = self._keys.public.hex()
         self.ready = Ready(policy.broker_id, self._router.port, restored.epoch, key)
-        self._proof = b""  #: told to everybody
+        proof = b""
         if policy.mesh_secret is not None:
-            self._proof = announced_proof(policy.mesh_secret, self._keys.public)
+            proof = announced_proof(policy.mesh_secret, self._keys.public)
         self._strikes: OrderedDict[bytes, int] = OrderedDict()
         self._is_stopping, self._is_disk_low = threading.Event(), False
         self._next_disk_check, self._next_summary = 0.0, time.monotonic() + SUMMARY_S
@@ -195,7 +189,8 @@ class Broker:
         self._begun = self._measured = 0  #: commits: their number, the last held one measured
         self._held: deque[_Held] = deque()
         self._now = 0.0  #: of the wake-up
-        self._discovery = self._announced_by()
+        where = (policy.broker_id, (), self._router.port, web_port, self._keys.public, proof, tls)
+        self._announcer = Announcer(config, folder, KnownBroker(*where), self._door.heard)
 
     def run(self) -> None:
         """Serve until `stop`.
@@ -203,8 +198,7 @@ class Broker:
         Raises:
             JournalError: a commit failed; what it held was not acknowledged to anybody.
         """
-        self._discovery.start()
-        self._write_address()
+        self._announcer.begin()
         # What lives from here on is mostly tasks, which hold no cycles: collect seldom.
         gc.freeze()
         gc.set_threshold(GC_ALLOCATIONS, 20, 50)
@@ -221,53 +215,12 @@ class Broker:
                 self._waker_alone.wait(left_s)
                 self._settle()
         finally:
-            address_file.remove(self._folder)
-            self._discovery.close()
+            self._announcer.end()
             self._questions.close()
             self._router.close()
             self._store.close()
             self._waker.close()
             event(_log, logging.INFO, "broker.down", port=ready.port)
-
-    def _announced_by(self) -> Discovery:
-        config, ready = self._config, self.ready
-        discovery = Discovery(
-            mesh=config.mesh,
-            addresses=partial(_announced, config),
-            on_sighting=self._heard_worker,
-            browse=(NodeKind.WORKER,),
-            on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
-        )
-        discovery.announce(
-            Announcement(
-                kind=NodeKind.ORCHESTRATOR,
-                node_id=ready.broker_id,
-                boot_id=secrets.token_hex(8),
-                mesh=config.mesh,
-                port=ready.port,
-                web_port=self._web_port,
-                version=__version__,
-                server_key=self._keys.public,
-                proof=self._proof,
-                tls=self._tls,
-            )
-        )
-        return discovery
-
-    def _heard_worker(self, sighting: Sighting) -> None:
-        """Note a worker of the mesh; it connects by itself, but who cannot is found in the log."""
-        addresses = ",".join(sighting.addresses)
-        event(_log, logging.INFO, "worker.heard", worker=sighting.node_id, addresses=addresses)
-        if sighting.server_key is not None:
-            self._door.heard(sighting.server_key, sighting.node_id)
-
-    def _write_address(self) -> None:
-        """Tell who is on this machine and hears no mDNS."""
-        own = [each.address for each in usable_addresses(self._config.interfaces)]
-        ready = self.ready
-        where = (ready.broker_id, (LOOPBACK, *own), ready.port, self._web_port)
-        known = KnownBroker(*where, self._keys.public, self._proof, self._tls)
-        address_file.write(self._folder, known, self._config.mesh)
 
     def stop(self) -> None:
         """Let `run` say goodbye and return."""
@@ -435,12 +388,12 @@ class Broker:
         return self._dispatcher.malformed(peer, error.code, self._now)
 
     def _count_rejections(self) -> None:
-        """Count the connections that were refused or cut off."""
-        rejections = self._router.rejections
-        while rejections:
-            code, address = rejections.popleft()
+        """Count the connections that were refused or cut off, and what mDNS brought in vain."""
+        for code, address in self._router.rejected():
             self._dispatcher.reject(code)
             event(_log, logging.WARNING, "connection.refused", code=code, address=address)
+        while self._announcer.ignored:
+            self._dispatcher.reject(self._announcer.ignored.popleft())
 
     def _check_disk(self, now: float) -> None:
         self._next_disk_check = now + DISK_CHECK_S
@@ -468,24 +421,6 @@ class Broker:
             rejected=sum(told.counted.rejected.values()),
             undelivered=told.counted.undelivered,
         )
-
-
-def _listens_on(host: str) -> list[str]:
-    """Return the addresses that the broker listens on when the REST listens on `host`.
-
-    Loopback always: the REST process reaches the broker there.
-    """
-    if host in _ALL_ADDRESSES:
-        return ["*"]
-    return [LOOPBACK] if host == "localhost" else list(dict.fromkeys((host, LOOPBACK)))
-
-
-def _announced(config: Config) -> list[str]:
-    """Return the addresses to announce: none that nobody listens on."""
-    usable = [each.address for each in usable_addresses(config.interfaces)]
-    if config.web_host in _ALL_ADDRESSES or not usable:
-        return usable
-    return [LOOPBACK if is_loopback(config.web_host) else config.web_host]
 
 
 def _policy(config: Config, broker_id: str, port: int, keys: KeyPair) -> Policy:

@@ -17,6 +17,7 @@ from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import Effect, KeepMembers, Notice, UseView
 from d8mesh.core.broker.members import Members
 from d8mesh.core.broker.members_view import VERDICTS, Knock
+from d8mesh.core.protocol.addresses import is_loopback
 from d8mesh.core.protocol.membership import Verdict
 from d8mesh.edge import members_file
 from d8mesh.edge.logs import event
@@ -24,6 +25,8 @@ from d8mesh.edge.transport.own_keys import OwnKeys
 
 #: Knocks that wait for the loop; beyond these the oldest are not counted.
 MAX_KNOCKS: Final = 10_000
+#: What the view says of a key of our own that it does not know yet.
+_OPEN_TO_OWN: Final = ("", "access.pending")
 _log: Final = logging.getLogger("d8mesh.broker")
 
 
@@ -48,10 +51,11 @@ class Doorkeeper:
     ) -> None:
         self._folder, self._wake, self._say = folder, wake, say
         self._own_keys = OwnKeys(Path(config.data_dir))
+        self._told_own = set(self._own_keys.all(is_fresh=True))
         self.members = Members(
             needs_approval=config.join == "approve",
             allows_public=config.allow_public and config.mesh_key is not None,
-            own=self._own_keys.all(),
+            own=self._told_own,
             kept=members_file.read(folder),
         )
         self._view = self.members.view
@@ -66,15 +70,26 @@ class Doorkeeper:
         Thread: the gate's.
         """
         code = self._view.refusal(address, key)
-        if not code:
-            return Verdict.ADMITTED
-        is_own = code == "access.pending" and key in self._own_keys.all()
+        is_own = code in _OPEN_TO_OWN and self._is_own(address, key)
         if is_own:
             code = ""
+        elif not code:
+            return Verdict.ADMITTED
         self._knocks.append(Knock(key, address, code, is_own))
         self.has_news = True
         self._wake()
         return VERDICTS[code]
+
+    def _is_own(self, address: str, key: bytes) -> bool:
+        """Return whether the brain has to be told that this key is one of the data folder.
+
+        One that is made after this start, as the REST process's at the very first, is seen at once
+        when its node comes, which is on this machine.
+        """
+        if key in self._told_own or key not in self._own_keys.all(is_fresh=is_loopback(address)):
+            return False
+        self._told_own.add(key)
+        return True
 
     def heard(self, key: bytes, name: str) -> None:
         """Note the name that a node announces for its key.

@@ -10,8 +10,11 @@ from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import endpoint, is_loopback
+from d8mesh.core.protocol.membership import fingerprint
+from d8mesh.edge.address_file import FOLDER as ORCHESTRATOR_FOLDER
 from d8mesh.edge.network import usable_addresses
 from d8mesh.edge.terminal import say as print_line
+from d8mesh.edge.transport.keys import public_key_in
 from d8mesh.http.tls import TlsFiles, shown_fingerprint
 from d8mesh.program import command_name
 from d8mesh.words import escaped, tr
@@ -19,7 +22,7 @@ from d8mesh.words import escaped, tr
 #: What people call the child processes.
 _SHOWN_NAMES: Final = {"broker": "broker", "web": "REST process"}
 #: Why somebody is refused, in words.
-_REFUSALS: Final = {
+_WHY_REFUSED: Final = {
     "access.address": "its address is not a private one",
     "access.banned": "it sent what is not allowed, again and again; it may come again in 3 minutes",
     "access.forbidden": "it asked for what it may not have",
@@ -64,6 +67,9 @@ class OrchestratorConsole:
             self._row("", tr("programs are to trust it: {file}", file=tls.certificate.absolute()))
         trust = "" if tls is None else f"D8_TLS_TRUST={tls.fingerprint} "
         self._row(tr("other machines"), *self._hints(addresses[0], urls[0], trust))
+        key = public_key_in(Path(self._config.data_dir) / ORCHESTRATOR_FOLDER)
+        if key is not None:
+            self._row(tr("key"), fingerprint(key))
         self._row(tr("data"), str(self._folder))
         self._row(tr("logs"), str(self._folder / "logs"))
 
@@ -122,7 +128,7 @@ class OrchestratorConsole:
                 **who,
             )
             return
-        why = tr(_REFUSALS.get(code, code))
+        why = tr(_WHY_REFUSED.get(code, code))
         self._say_tr("refused: {name} at {address}, key {key}: {why}", key=key, why=why, **who)
 
     def stopping(self, within_s: float) -> None:

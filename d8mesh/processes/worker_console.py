@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from d8mesh.core.protocol.addresses import LOOPBACK
@@ -33,6 +33,8 @@ REMIND_S: Final = 600.0
 INTERVAL_S: Final = 60.0
 #: While it drains, how many still run is told this often.
 DRAIN_TELL_S: Final = 5.0
+#: Reasons that are said, each once.
+MAX_REASONS: Final = 100
 #: Names in one line.
 MAX_NAMED: Final = 8
 MIN_COLUMNS: Final = 40
@@ -66,7 +68,7 @@ class WorkerConsole:
         self._name = ""
         self._joined: dict[str, str] = {}  # broker id -> endpoint
         self._lost: dict[str, float] = {}  # broker id -> since when
-        self._refused: set[str] = set()
+        self._said: set[str] = set()  #: why orchestrators were refused or passed over
         self._outbox = ""
         self._alone_since = self._remind_at = 0.0
         self._counted, self._count_at = (0, 0), 0.0
@@ -199,9 +201,10 @@ class WorkerConsole:
                 id=self._name,
             )
         self._look_at_orchestrators(status, now)
-        for why in [why for why in status["refused"] if why not in self._refused]:
-            self._refused.add(why)
+        for why in self._news(status["refused"]):
             self._say_tr("an orchestrator refuses this worker: {why}", why=translated(why))
+        for why in self._news(status["passed_over"]):
+            self._say_tr("an orchestrator is passed over: {why}", why=translated(why))
         outbox = str(status["outbox"] or "")
         if outbox != self._outbox:
             self._outbox = outbox
@@ -209,6 +212,12 @@ class WorkerConsole:
             refused = tr("no new tasks are taken: {why}", why=translated(outbox))
             self._tell(refused if outbox else taken)
         self._look_at_work(status, now)
+
+    def _news(self, whys: Iterable[str]) -> list[str]:
+        """Return which of these reasons are new; whoever makes up many fills no console."""
+        news = [why for why in whys if why not in self._said][: MAX_REASONS - len(self._said)]
+        self._said.update(news)
+        return news
 
     def _say_tr(self, text: str, /, **values: object) -> None:
         self._tell(tr(text, **values))

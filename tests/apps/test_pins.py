@@ -8,19 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from d8mesh.apps.pins import run
+from d8mesh.apps.join import run
+from d8mesh.apps.pins import ACTIONS
 from d8mesh.config import Config
 from d8mesh.core.protocol.membership import fingerprint
 from d8mesh.core.protocol.pinning import Pin
 from d8mesh.edge.pins import PinFile
 from d8mesh.errors import ConfigError, D8Error
+from d8mesh.options import TRUST_ACTIONS
+from d8mesh.options import join as add_arguments
 
 A, B = b"a" * 32, b"b" * 32
 
 
-def join(folder: Path, action: str, *who: str, is_json: bool = False) -> int:
-    options = argparse.Namespace(action=action, who=list(who), json=is_json)
-    return run(Config(mesh="m", data_dir=str(folder)), options)
+def join(folder: Path, *arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(Config(mesh="m", data_dir=str(folder)), parser.parse_args(arguments))
+
+
+def test_what_join_takes_is_what_this_does() -> None:
+    assert TRUST_ACTIONS.keys() == ACTIONS
 
 
 def test_what_is_trusted_is_listed_and_let_go(
@@ -37,7 +45,7 @@ def test_what_is_trusted_is_listed_and_let_go(
     assert one.split()[:2] == [fingerprint(A), "orch-1"]
     assert other.startswith(f"{fingerprint(B)}  not met yet")
     assert join(tmp_path, "unpin", fingerprint(A).upper()) == 0
-    assert join(tmp_path, "pins", is_json=True) == 0
+    assert join(tmp_path, "pins", "--json") == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["mesh"] == "m"
     (pin,) = told["pins"]
@@ -51,17 +59,14 @@ def test_what_is_trusted_is_listed_and_let_go(
 @pytest.mark.parametrize(
     ("action", "who", "told"),
     [
-        ("trust", [], "expected the fingerprint"),
-        ("trust", ["nonsense"], "is no fingerprint"),
-        ("unpin", [], "expected fingerprints, or 'all'"),
-        ("unpin", [fingerprint(A)], f"{fingerprint(A)} is not known here of mesh 'm'"),
+        ("trust", "nonsense", "is no fingerprint"),
+        ("unpin", "nonsense", "is no fingerprint"),
+        ("unpin", fingerprint(A), f"{fingerprint(A)} is not known here of mesh 'm'"),
     ],
 )
-def test_what_cannot_be_done_is_told(
-    tmp_path: Path, action: str, who: list[str], told: str
-) -> None:
+def test_what_cannot_be_done_is_told(tmp_path: Path, action: str, who: str, told: str) -> None:
     with pytest.raises(D8Error, match=told):
-        join(tmp_path, action, *who)
+        join(tmp_path, action, who)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

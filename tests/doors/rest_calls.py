@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from d8mesh.doors.rest.api import rest_door
+from d8mesh.doors.rest.members import join_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
 from d8mesh.doors.waiting import MAX_WAITS, Places
 from d8mesh.http.application import Application
@@ -44,6 +45,7 @@ class Rest:
         self.exchange = Exchange(endpoint)
         doors = [
             rest_door(self.client, self.waits, self.rejections),
+            join_door(self.client, self.waits),
             tunnel_door(self.exchange),
         ]
         self.application = Application(doors, Guard(), self.rejections)

@@ -44,7 +44,10 @@ def test_a_call_is_told_with_its_path_its_body_its_query_and_its_answers() -> No
                 what="Make it.", body=Thing, answers=(HttpReply(201, Thing),)
             ),
             "GET /things/<path:inner>/all": AboutCall(
-                what="All.", query=Which, answers=(HttpReply(200, None, EVENTS),)
+                what="All.",
+                query=Which,
+                headers={"X-Key": str},
+                answers=(HttpReply(200, None, EVENTS),),
             ),
         },
     )
@@ -56,8 +59,8 @@ def test_a_call_is_told_with_its_path_its_body_its_query_and_its_answers() -> No
     assert made["requestBody"]["content"] == {"application/json": {"schema": reference}}
     assert made["responses"]["201"]["content"]["application/json"]["schema"] == reference
     assert set(made["responses"]) == {"201", "4XX", "5XX"}
-    (inner, limit) = found["paths"]["/things/{inner}/all"]["get"]["parameters"]
-    assert (inner["in"], limit["in"]) == ("path", "query")
+    (inner, limit, key) = found["paths"]["/things/{inner}/all"]["get"]["parameters"]
+    assert (inner["in"], limit["in"], key["in"]) == ("path", "query", "header")
     assert limit["schema"] == {"type": "integer", "minimum": 1, "maximum": 9, "default": 5}
     assert found["components"]["schemas"]["Thing"]["required"] == ["name"]
 

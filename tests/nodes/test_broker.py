@@ -14,16 +14,13 @@ import apsw
 import msgpack
 import pytest
 
-from d8mesh.config import Config
 from d8mesh.core.broker import deferral, dispatcher
 from d8mesh.core.broker.store import Question, StoreAnswer
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
-from d8mesh.edge.network import usable_addresses
 from d8mesh.edge.sqlite import files
 from d8mesh.edge.transport.keys import new_pair
 from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
-from d8mesh.nodes import broker
 from d8mesh.nodes.broker import ANSWERED_STRIKES, JOURNAL_NAME, Broker
 from tests.memory_store import MemoryDisk, MemoryStore
 from tests.nodes.mesh import mesh_in
@@ -258,26 +255,6 @@ def test_a_disk_without_room_refuses_submits_and_recovers(tmp_path: Path) -> Non
         submit(client, 2, 0)
     finally:
         running.stop()
-
-
-@pytest.mark.parametrize(
-    ("host", "listens_on", "announced"),
-    [
-        ("0.0.0.0", ["*"], None),
-        ("::", ["*"], None),
-        ("localhost", ["127.0.0.1"], ["127.0.0.1"]),
-        ("127.0.0.1", ["127.0.0.1"], ["127.0.0.1"]),
-        ("::1", ["::1", "127.0.0.1"], ["127.0.0.1"]),
-        ("192.168.7.7", ["192.168.7.7", "127.0.0.1"], ["192.168.7.7"]),
-    ],
-)
-def test_what_is_announced_is_what_is_listened_on(
-    host: str, listens_on: list[str], announced: list[str] | None
-) -> None:
-    usable = [each.address for each in usable_addresses()]
-    assert broker._listens_on(host) == listens_on
-    assert broker._announced(Config(web_host=host)) == (announced or usable)
-    assert broker._announced(Config(web_host=host, interfaces=("no-such-card",))) == []
 
 
 def test_a_machine_whose_name_is_no_utf_8_takes_part(

@@ -16,7 +16,6 @@ from d8mesh.core.broker.store import Restored
 from d8mesh.core.protocol.membership import Verdict
 from d8mesh.edge.members_file import MEMBERS_NAME
 from d8mesh.edge.transport.keys import kept_pair
-from d8mesh.edge.transport.own_keys import OwnKeys
 from d8mesh.errors import ConfigError
 from d8mesh.nodes.doorkeeper import Doorkeeper
 
@@ -79,14 +78,13 @@ def test_a_public_address_needs_the_mesh_key_and_leave(tmp_path: Path) -> None:
         assert Door(tmp_path, **settings).keeper.admits("8.8.8.8", KEY) is verdict
 
 
-def test_keys_of_the_data_folder_are_let_in_those_made_later_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("join", ["lan", "approve"])
+def test_keys_of_the_data_folder_are_let_in_those_made_later_too(tmp_path: Path, join: str) -> None:
     before = kept_pair(tmp_path / "client").public
-    door = Door(tmp_path, join="approve")
+    door = Door(tmp_path, join=join)
     assert door.keeper.admits("127.0.0.1", before) is Verdict.ADMITTED
+    assert not door.keeper.has_news
     later = kept_pair(tmp_path / "workers" / "1").public
-    monkeypatch.setattr(OwnKeys, "all", lambda self: frozenset({before, later}))
     assert door.keeper.admits("127.0.0.1", later) is Verdict.ADMITTED
     assert door.counted() == {}
     assert later in door.keeper.members.own

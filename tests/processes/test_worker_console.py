@@ -33,6 +33,7 @@ class Scene:
             "orchestrators": [],
             "lost": [],
             "refused": [],
+            "passed_over": [],
             "outbox": None,
             "running": 0,
             "tasks_completed": 0,
@@ -153,6 +154,17 @@ def test_draining_says_how_many_how_long_and_how_to_stop_at_once(scene: Scene) -
     assert scene.lines == [
         "worker bob stopped: 7 done, 0 failed; 1 task did not end in time and will run elsewhere"
     ]
+
+
+def test_each_orchestrator_that_is_passed_over_is_told_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert scene.said(passed_over=["a is strange"]) == [
+        "an orchestrator is passed over: a is strange"
+    ]
+    assert scene.said() == []
+    monkeypatch.setattr(worker_console, "MAX_REASONS", 2)
+    assert len(scene.said(passed_over=[f"{n} is strange" for n in range(9)])) == 1
 
 
 def test_refusals_a_full_outbox_and_another_name_are_told(scene: Scene) -> None:

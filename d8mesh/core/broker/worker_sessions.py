@@ -369,6 +369,8 @@ class WorkerSessions:
         ]
         if given:
             self._given_back(worker, given, message.reason)
+        for _ in range(len(message.ids) - len(given)):
+            self._state.metrics.reject("release.stale")
         self._say_received(worker, [])
         self._state.registry.refresh(worker)
 

@@ -15,10 +15,22 @@ import msgspec
 from msgspec.structs import astuple, replace
 
 from d8mesh.core.protocol import messages as m
-from d8mesh.errors import ProtocolError
+from d8mesh.core.protocol.elements import has_more_than
+from d8mesh.errors import ProtocolError, VersionError
 
 _M = TypeVar("_M")
 Decode: TypeAlias = Callable[[bytes | memoryview], _M]
+
+#: Frames below this cannot become large: an element takes at most 120 bytes in memory.
+COUNTED_BYTES: Final = 16 * 1024
+#: What a frame may have in any case: 2,500 models that nothing is known of.
+FREE_ELEMENTS: Final = 50_000
+#: Beyond these, so that what is made of a frame is at most four times as large.
+BYTES_PER_ELEMENT: Final = 16
+#: More than a worker with 7,000 models has; counting these takes 50 ms.
+MAX_ELEMENTS: Final = 200_000
+#: msgpack's short array.
+_FIXARRAY: Final = 0x90
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -65,15 +77,20 @@ def _short_models(models: list[m.OfferedModel]) -> list[object]:
     return short
 
 
-def _decoder(kind: type[_M], *, name: str) -> Decode[_M]:
+def _decoder(kind: type[_M], *, name: str, is_strict: bool = False) -> Decode[_M]:
+    """Return what decodes one direction; `is_strict`: anybody may be the sender."""
     decoder = msgspec.msgpack.Decoder(kind)
 
     def decode(frame: bytes | memoryview) -> _M:
         if len(frame) > m.MAX_FRAME_BYTES:
             raise ProtocolError(f"frame of {len(frame)} bytes: at most {m.MAX_FRAME_BYTES}")
+        if is_strict and len(frame) > COUNTED_BYTES and not _is_bounded(frame):
+            raise ProtocolError(f"frame of {len(frame)} bytes has more elements than it may")
         try:
             message = decoder.decode(frame)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+            if is_strict and (version := _other_version(frame)) is not None:
+                raise VersionError(m.spoken_instead_of(version)) from error
             raise ProtocolError(f"not a message to a {name}: {error}") from error
         check = _COLUMN_CHECKS.get(type(message))
         if check is not None and not check(message):
@@ -81,6 +98,30 @@ def _decoder(kind: type[_M], *, name: str) -> Decode[_M]:
         return message
 
     return decode
+
+
+def _is_bounded(frame: bytes | memoryview) -> bool:
+    """Return whether a frame may be decoded: its elements are few for its size.
+
+    Of messages in columns each element has a bound of its own.
+    """
+    if frame[0] & 0xF0 == _FIXARRAY and frame[1] in _TAGS_IN_COLUMNS:
+        return True
+    most = min(FREE_ELEMENTS + len(frame) // BYTES_PER_ELEMENT, MAX_ELEMENTS)
+    return not has_more_than(most, frame)
+
+
+def _other_version(frame: bytes | memoryview) -> int | None:
+    """Return the version of a HELLO that is not spoken here: it may have other fields.
+
+    Its second element is its version in every version.
+    """
+    try:
+        opening = _OPENING.decode(frame)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    is_other = opening.tag in _HELLO_TAGS and opening.version not in m.VERSIONS
+    return opening.version if is_other else None
 
 
 def _submit_is_bounded(message: m.Submit) -> bool:
@@ -141,7 +182,22 @@ _COLUMN_CHECKS: Final[dict[type, Callable[..., bool]]] = {
     m.Outcomes: lambda it: len(it.ids) == len(it.states) == len(it.payloads),
 }
 
+
+class _Opening(msgspec.Struct, array_like=True, frozen=True):
+    """How a HELLO of any version begins; what follows is passed over."""
+
+    tag: int
+    version: int
+
+
+_OPENING: Final = msgspec.msgpack.Decoder(_Opening)
+_HELLO_TAGS: Final = (m.WorkerHello.__struct_config__.tag, m.ClientHello.__struct_config__.tag)
+_TAGS_IN_COLUMNS: Final = frozenset(
+    kind.__struct_config__.tag
+    for kind in (m.Results, m.Release, m.Chunks, m.Submit, m.Watch, m.Unwatch, m.Delivered)
+)
+
 #: What a broker, a worker and a client may receive.
-decode_to_broker: Final[Decode[m.ToBroker]] = _decoder(m.ToBroker, name="broker")  # type: ignore[arg-type]
+decode_to_broker: Final[Decode[m.ToBroker]] = _decoder(m.ToBroker, name="broker", is_strict=True)  # type: ignore[arg-type]
 decode_to_worker: Final[Decode[m.ToWorker]] = _decoder(m.ToWorker, name="worker")  # type: ignore[arg-type]
 decode_to_client: Final[Decode[m.ToClient]] = _decoder(m.ToClient, name="client")  # type: ignore[arg-type]

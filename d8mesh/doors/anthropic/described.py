@@ -32,12 +32,19 @@ class AnthropicProblem(Struct):
     request_id: str
 
 
+class AnthropicMessage(Struct):
+    """One thing said."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Object] | None = None
+
+
 class MessageBody(Struct, kw_only=True):
     """What a model is to answer."""
 
     model: Annotated[str, Meta(min_length=1)]
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
-    messages: Annotated[list[Object], Meta(min_length=1)]
+    messages: Annotated[list[AnthropicMessage], Meta(min_length=1)]
     system: str | list[Object] | None = None
     temperature: Annotated[float, Meta(ge=0, le=MAX_TEMPERATURE)] | None = None
     top_p: Portion = None

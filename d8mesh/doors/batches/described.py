@@ -39,7 +39,8 @@ class BatchBody(Struct):
 
     input_file_id: Annotated[str, Meta(min_length=1, max_length=MAX_METADATA_CHARS)]
     endpoint: BatchEndpoint
-    completion_window: Annotated[str, Meta(pattern="^[0-9]{1,6}[smhd]$")]
+    #: a fortnight at most
+    completion_window: Annotated[str, Meta(pattern="^(1[0-4]|[1-9])d$|^[1-9][0-9]{0,5}[smh]$")]
     metadata: (
         Annotated[dict[_MetadataKey, _MetadataValue], Meta(max_length=MAX_METADATA)] | None
     ) = None

@@ -31,7 +31,7 @@ class OllamaProblem(Struct):
 class OllamaMessage(Struct):
     """One thing said."""
 
-    role: str
+    role: Literal["system", "user", "assistant", "tool", "developer", "function"]
     content: str | None = None
     thinking: str | None = None
     images: list[str] | None = None
@@ -103,14 +103,14 @@ class OllamaNamed(Struct):
     """A model; `name` is what older programs call it."""
 
     model: ModelName | None = None
-    name: ModelName | None = None
+    name: str | None = None
 
 
 class OllamaPull(Struct):
     """A model that is to be installed."""
 
     model: ModelName | None = None
-    name: ModelName | None = None
+    name: str | None = None
     stream: bool | None = True
 
 

@@ -52,6 +52,23 @@ class OpenAiProblem(Struct):
     error: OpenAiFault
 
 
+class OpenAiMessage(Struct):
+    """One thing said; whether content may be missing depends on the role."""
+
+    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
+    content: str | list[Anything] | None = None
+    refusal: str | None = None
+    name: str | None = None
+    images: list[str] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    thinking: str | None = None
+    tool_calls: list[Anything] | None = None
+    function_call: Anything | None = None
+    tool_call_id: str | None = None
+    tool_name: str | None = None
+
+
 class SampledBody(Struct, kw_only=True):
     """How a model is to generate: what chats and completions share."""
 
@@ -81,7 +98,7 @@ class SampledBody(Struct, kw_only=True):
 class ChatCompletionBody(SampledBody, kw_only=True):
     """A chat."""
 
-    messages: Annotated[list[Anything], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[OpenAiMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     tools: list[Anything] | None = None
     tool_choice: str | Anything | None = None
     parallel_tool_calls: bool | None = None
@@ -100,7 +117,7 @@ class ChatCompletionBody(SampledBody, kw_only=True):
 class CompletionBody(SampledBody, kw_only=True):
     """Texts to go on with."""
 
-    prompt: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_PROMPTS)]
+    prompt: FilledText | Annotated[list[FilledText], Meta(min_length=1, max_length=MAX_PROMPTS)]
     suffix: str | None = None
     echo: bool | None = None
     best_of: Choices = None
@@ -147,7 +164,7 @@ class ResponseBody(Struct, kw_only=True):
     background: bool | None = None
 
 
-class TokenUsage(Struct):
+class UsageTold(Struct):
     """What an answer took."""
 
     prompt_tokens: int
@@ -185,7 +202,7 @@ class ChatCompletionTold(Struct):
     created: int
     model: str
     choices: list[ChatChoiceTold]
-    usage: TokenUsage
+    usage: UsageTold
 
 
 class CompletionChoiceTold(Struct):
@@ -207,7 +224,7 @@ class CompletionTold(Struct):
     created: int
     model: str
     choices: list[CompletionChoiceTold]
-    usage: TokenUsage
+    usage: UsageTold
 
 
 class EmbeddingTold(Struct):
@@ -224,7 +241,7 @@ class EmbeddingsTold(Struct):
     object: Literal["list"]
     data: list[EmbeddingTold]
     model: str
-    usage: TokenUsage
+    usage: UsageTold
 
 
 class ResponseTold(Struct):
@@ -273,10 +290,39 @@ class OpenAiModels(Struct):
     data: list[OpenAiModel]
 
 
-class ModelsQuery(Struct):
-    """A page of the models, for those who speak Anthropic's API."""
+class OtherModel(Struct):
+    """A model, for those who speak Anthropic's API."""
 
-    limit: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
+    type: Literal["model"]
+    id: str
+    display_name: str
+    created_at: str
+    lifecycle: str
+    max_input_tokens: int | None
+    max_tokens: int | None
+
+
+class OtherModels(Struct):
+    """A page of them."""
+
+    data: list[OtherModel]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class OtherProblem(Struct):
+    """How they are told errors."""
+
+    type: Literal["error"]
+    error: dict[str, str]
+    request_id: str
+
+
+class ModelsQuery(Struct):
+    """A page of the models, a number of them, for those who speak Anthropic's API."""
+
+    limit: str | UnsetType = UNSET
     after_id: str | UnsetType = UNSET
     before_id: str | UnsetType = UNSET
 
@@ -285,16 +331,24 @@ def _either(kind: object) -> tuple[HttpReply, ...]:
     return (HttpReply(200, kind), HttpReply(200, None, EVENTS))
 
 
-_PATHS: Final = {"anthropic-version": "Who sends it is answered as Anthropic's API does."}
+_PATHS: Final = {
+    "anthropic-version": Annotated[
+        str, Meta(description="Who sends it is answered as Anthropic's API does.")
+    ]
+}
 OPENAI_CALLS: Final[AboutCalls] = {
     "GET /v1/models": AboutCall(
         what="The models.",
         query=ModelsQuery,
         headers=_PATHS,
-        answers=(HttpReply(200, OpenAiModels),),
+        answers=(HttpReply(200, OpenAiModels), HttpReply(200, OtherModels)),
+        problem_kinds=(OtherProblem,),
     ),
     "GET /v1/models/<path:model>": AboutCall(
-        what="A model.", headers=_PATHS, answers=(HttpReply(200, OpenAiModel),)
+        what="A model.",
+        headers=_PATHS,
+        answers=(HttpReply(200, OpenAiModel), HttpReply(200, OtherModel)),
+        problem_kinds=(OtherProblem,),
     ),
     "POST /v1/chat/completions": AboutCall(
         what="A chat.", body=ChatCompletionBody, answers=_either(ChatCompletionTold)

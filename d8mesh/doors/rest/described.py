@@ -9,12 +9,14 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from d8mesh.core.protocol.task import TaskState
 from d8mesh.doors.rest import told as t
 from d8mesh.doors.rest.schemas import (
+    IDEMPOTENCY_KEY,
     Beating,
     NamedReport,
     Register,
     Report,
     SubmitBatch,
     SubmitOne,
+    Who,
     WorkerId,
 )
 from d8mesh.doors.rest.tasks import DEFAULT_PAGE, DEFAULT_WAIT_S, MAX_ID_CHARS, MAX_PAGE, MAX_WAIT_S
@@ -23,13 +25,21 @@ from d8mesh.http.described import EVENTS, AboutCall, AboutCalls, HttpReply
 Cursor: TypeAlias = Annotated[str, Meta(max_length=MAX_ID_CHARS)]
 Limit: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_PAGE)]
 Short: TypeAlias = Annotated[str, Meta(max_length=MAX_ID_CHARS)]
-_KEYED: Final = {"Idempotency-Key": "The same key with the same body is one submit."}
+_KEYED: Final = {
+    "Idempotency-Key": Annotated[
+        str,
+        Meta(
+            pattern=f"^{IDEMPOTENCY_KEY.pattern}$",
+            description="The same key with the same body is one submit.",
+        ),
+    ]
+}
 
 
 class StatusQuery(Struct):
     """``?full=1``: with its input and what went wrong."""
 
-    full: Literal["0", "1", "true", "false"] = "0"
+    full: Literal["", "0", "1", "true", "false"] = ""
 
 
 class WaitQuery(Struct):
@@ -77,11 +87,12 @@ REST_CALLS: Final[AboutCalls] = {
     "GET /api/stats": AboutCall(what="Lifetime counts.", answers=_one(t.StatsTold)),
     "GET /api/workers/stats": AboutCall(what="The same.", answers=_one(t.StatsTold)),
     "POST /api/tasks/submit": AboutCall(
-        what="Submit a task.", body=SubmitOne, headers=_KEYED, answers=_SUBMITTED
+        what="Submit a task.", body=SubmitOne, takes_nulls=True, headers=_KEYED, answers=_SUBMITTED
     ),
     "POST /api/tasks/submit_batch": AboutCall(
         what="Submit tasks, all or none.",
         body=SubmitBatch,
+        takes_nulls=True,
         headers=_KEYED,
         answers=_SUBMITTED_BATCH,
     ),
@@ -112,7 +123,10 @@ REST_CALLS: Final[AboutCalls] = {
         what="The same, with the task in the body.", body=NamedReport, answers=_one(t.DoneTold)
     ),
     "POST /api/workers/register": AboutCall(
-        what="A polling worker comes.", body=Register, answers=_one(t.RegisteredTold)
+        what="A polling worker comes.",
+        body=Register,
+        takes_nulls=True,
+        answers=_one(t.RegisteredTold),
     ),
     "POST /api/workers/unregister": AboutCall(
         what="It leaves.", body=WorkerId, answers=_one(t.DoneTold)
@@ -122,7 +136,11 @@ REST_CALLS: Final[AboutCalls] = {
     ),
     "GET /api/workers/list": AboutCall(what="All workers.", answers=_one(t.WorkersTold)),
     "POST /api/workers/<worker_id>/heartbeat": AboutCall(
-        what="It lives.", body=Beating, may_be_empty=True, answers=_one(t.BeatenTold)
+        what="It lives.",
+        body=Beating,
+        may_be_empty=True,
+        takes_nulls=True,
+        answers=_one(t.BeatenTold),
     ),
     "POST /api/workers/<worker_id>/unregister": AboutCall(
         what="It leaves.", body=dict[str, Any], may_be_empty=True, answers=_one(t.DoneTold)
@@ -130,4 +148,14 @@ REST_CALLS: Final[AboutCalls] = {
     "GET /api/workers/<worker_id>/tasks": AboutCall(
         what="A polling worker asks for a task.", query=PollQuery, answers=_one(t.PolledTold)
     ),
+}
+
+
+_CHANGED: Final = _one(t.MemberTold)
+#: Of `doors.rest.members`, which is a door of its own.
+JOIN_CALLS: Final[AboutCalls] = {
+    "GET /api/join": AboutCall(what="The keys that are known.", answers=_one(t.MembersTold)),
+    "POST /api/join/approve": AboutCall(what="Let one in.", body=Who, answers=_CHANGED),
+    "POST /api/join/revoke": AboutCall(what="Show one out.", body=Who, answers=_CHANGED),
+    "POST /api/join/forget": AboutCall(what="Forget one.", body=Who, answers=_CHANGED),
 }

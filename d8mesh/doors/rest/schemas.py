@@ -27,7 +27,7 @@ Object = dict[str, Any]
 MAX_CAPABILITIES_BYTES: Final = 16_384
 #: Of an unknown key, as much as is compared and shown.
 SHOWN_KEY_CHARS: Final = 64
-_IDEMPOTENCY_KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
+IDEMPOTENCY_KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
 _MISSING_FIELD: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
 _AT: Final = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 
@@ -57,6 +57,12 @@ class WorkerId(Struct):
     """``POST /api/workers/unregister``."""
 
     worker_id: ShortText
+
+
+class Who(Struct):
+    """``POST /api/join/…``: a fingerprint, or a worker id or name."""
+
+    who: ShortText
 
 
 class Report(Struct):
@@ -209,7 +215,7 @@ def idempotency_key(header: str | None) -> str:
     """Return the key of a submit, empty if there is none."""
     if header is None:
         return ""
-    if not _IDEMPOTENCY_KEY.fullmatch(header):
+    if not IDEMPOTENCY_KEY.fullmatch(header):
         raise InvalidTaskError("Idempotency-Key: expected 1 to 128 printable ASCII characters")
     return header
 

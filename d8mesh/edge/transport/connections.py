@@ -116,7 +116,11 @@ class Connections:
         self.rejections: deque[Rejection] = deque()
         #: how often the loop has taken all there was
         self.round = 0.0
-        self._handshake_s, self._wake, self._caps = handshake_s, wake, caps or Caps()
+        self._handshake_s, self._wake, self._caps = (
+            handshake_s,
+            wake,
+            caps or Caps(most_connections()),
+        )
         self._table: dict[int, TcpConnection] = {}
         self._by_routing_id: dict[bytes, TcpConnection] = {}
         self._count: Counter[str] = Counter()
@@ -317,24 +321,33 @@ class Connections:
         self._wake()
 
 
-def raise_descriptor_limit(connections: int = MAX_PEER_CONNECTIONS) -> int:
-    """Let this process have the descriptors for so many connections; return how many it can.
-
-    A connection takes two.
-    """
+def raise_descriptor_limit(connections: int = MAX_PEER_CONNECTIONS) -> None:
+    """Let this process have the descriptors for so many connections, if it may: each takes two."""
     if sys.platform == "win32":
-        return connections
+        return
     import resource
 
     wanted = 2 * connections + BROKER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return connections
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    with contextlib.suppress(OSError, ValueError):  # macOS may have a lower bound of its own
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        return (most - BROKER_DESCRIPTORS) // 2
-    return max(1, (soft - BROKER_DESCRIPTORS) // 2)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):  # macOS may have a lower bound of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def most_connections() -> int:
+    """Return how many connections this process has descriptors for, at most MAX_PEER_CONNECTIONS.
+
+    ZeroMQ's thread never rests while one is waiting that it has no descriptor for.
+    """
+    if sys.platform == "win32":
+        return MAX_PEER_CONNECTIONS
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MAX_PEER_CONNECTIONS
+    return max(1, min(MAX_PEER_CONNECTIONS, (soft - BROKER_DESCRIPTORS) // 2))
 
 
 def _duplicate(descriptor: int) -> tuple[socket.socket | None, str]:

@@ -11,7 +11,7 @@ from d8mesh.edge.transport.keys import CLIENT_FOLDER, KEY_FILE, public_key_in
 
 #: Folders of workers that are looked into: as many as a data folder can have.
 MAX_WORKER_FOLDERS: Final = 256
-#: How often the folders are looked through at most: strangers may make us do it.
+#: How old what was found may be for strangers, who may make us look.
 LOOK_AGAIN_S: Final = 1.0
 
 
@@ -26,9 +26,9 @@ class OwnKeys:
         self._found: frozenset[bytes] = frozenset()
         self._looked = float("-inf")
 
-    def all(self) -> frozenset[bytes]:
-        """Return all that there are."""
-        if time.monotonic() - self._looked >= LOOK_AGAIN_S:
+    def all(self, *, is_fresh: bool) -> frozenset[bytes]:
+        """Return all that there are; those of a moment ago are good enough if not `is_fresh`."""
+        if is_fresh or time.monotonic() - self._looked >= LOOK_AGAIN_S:
             workers = islice((self._data / "workers").glob(f"*/{KEY_FILE}"), MAX_WORKER_FOLDERS)
             folders = [self._data / CLIENT_FOLDER, *(path.parent for path in workers)]
             keys = (public_key_in(folder) for folder in folders)

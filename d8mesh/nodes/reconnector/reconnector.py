@@ -216,6 +216,7 @@ class Reconnector:
         is_patient = time.monotonic() - self._begun < STRANGERS_ONLY_S
         if strangers and self.route is None and not is_patient:
             self.hopeless = OrchestratorKeyError(strangers[-1])
+            self._connector.wake()  # who waits shall hear of it
         elif isinstance(self.hopeless, OrchestratorKeyError):
             self.hopeless = None
 

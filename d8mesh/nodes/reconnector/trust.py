@@ -70,16 +70,23 @@ class OrchestratorTrust:
             is_heard: it is there now, so that people are told if it is passed over.
         """
         trust = self._trust_in(broker)
-        key = broker.server_key or b""
-        if not trust.is_open:
-            if is_heard:
-                self._note(broker, trust)
+        if not self._is_open(broker, trust, is_heard=is_heard):
             return False
-        self._strangers.pop(key, None)
         if trust is Trust.FIRST:
             with self._lock:
-                return self._first.may(key, time.monotonic())
+                return self._first.may(broker.server_key or b"", time.monotonic())
         return True
+
+    def is_trusted(self, broker: KnownBroker) -> bool:
+        """As `may_contact`, for a question of a person: nobody's turn is taken by it."""
+        return self._is_open(broker, self._trust_in(broker), is_heard=True)
+
+    def _is_open(self, broker: KnownBroker, trust: Trust, *, is_heard: bool) -> bool:
+        if trust.is_open:
+            self._strangers.pop(broker.server_key or b"", None)
+        elif is_heard:
+            self._note(broker, trust)
+        return trust.is_open
 
     def unreachable(self, key: bytes | None) -> None:
         """Nobody answers there: another one may be tried at once."""

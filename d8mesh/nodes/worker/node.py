@@ -9,6 +9,7 @@ import queue
 import secrets
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -109,6 +110,8 @@ class Worker:
         self._slots: Slots | None = None
         self._boot_id = secrets.token_hex(8)
         self._keys: KeyPair | None = None
+        #: what mDNS brought and was not heeded, by reason
+        self._ignored: Counter[str] = Counter()
         self._on_failure: Callable[[str], None] | None = None
 
     # ------------------------------------------------------------------ handlers
@@ -363,10 +366,12 @@ class Worker:
         ]
         refusals = (each.refusal for each in sessions if each.refusal and not each.is_welcome)
         refused = list(dict.fromkeys(refusals))
+        passed_over = [] if runner is None else runner.passed_over
         reasons: list[str] = []
         if not orchestrators:
             why = "; ".join(refused)
-            reasons.append(f"refused: {why}" if why else "no orchestrator has been found yet")
+            nobody = "; ".join(passed_over) or "no orchestrator has been found yet"
+            reasons.append(f"refused: {why}" if why else nobody)
         if self._backend.get("is_up") is False:
             reasons.append(str(self._backend.get("reason") or "the backend is down"))
         outbox = "" if runner is None else runner.outbox_trouble
@@ -382,6 +387,8 @@ class Worker:
             "orchestrators": orchestrators,
             "lost": lost,
             "refused": refused,
+            "passed_over": passed_over,
+            "ignored": dict(self._ignored),
             "slots": self._slot_count,
             "running": self._running_count(),
             "stuck": 0 if session is None else session.stuck,
@@ -457,6 +464,7 @@ class Worker:
             on_sighting=lambda sighting: orchestrators.told(sighting.broker),
             browse=(NodeKind.ORCHESTRATOR,),
             on_trouble=self._tell_trouble,
+            on_ignored=lambda code: self._ignored.update([code]),
         )
         if self._status_port:
             announcement = Announcement(

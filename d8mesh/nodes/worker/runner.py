@@ -132,6 +132,11 @@ class WorkerRunner:
         """Why results cannot be kept on the disk; empty: they can."""
         return self._outbox.trouble
 
+    @property
+    def passed_over(self) -> list[str]:
+        """Which orchestrators are not contacted, and why: a sentence each. Thread: any."""
+        return self._orchestrators.trust.strangers
+
     def start(self) -> None:
         """Begin."""
         self._slots.start_all()

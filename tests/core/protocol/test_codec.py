@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import struct
+import tracemalloc
 from typing import Any
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from d8mesh.core.protocol import codec
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_broker, decode_to_client, decode_to_worker, encode
-from d8mesh.errors import ProtocolError
+from d8mesh.errors import ProtocolError, VersionError
 
 S = "0123456789abcdef"
 TOKEN = bytes(16)
@@ -169,3 +173,100 @@ def test_parts_of_messages_leave_out_what_came_later_and_says_nothing() -> None:
 def test_columns_of_delivered_must_agree() -> None:
     with pytest.raises(ProtocolError, match="Delivered: columns of unequal lengths"):
         decode_to_broker(encode(m.Delivered(1, [f"{S}-1"], [])))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [10, *HELLO[:2], "\x1b[2Jw", *HELLO[3:]],
+        [10, *HELLO[:6], "pi\nbroker.up", *HELLO[7:]],
+        [10, *HELLO[:8], ["echo\x07"], *HELLO[9:]],
+        [10, *HELLO[:9], ["m\x9b31m"], *HELLO[10:]],
+        [20, 1, "d8", S, "pc\x00"],
+    ],
+)
+def test_names_in_a_hello_have_no_control_characters(said: list[object]) -> None:
+    with pytest.raises(ProtocolError, match="Hello: control characters"):
+        decode_to_broker(msgpack.packb(said))
+
+
+# ------------------------------------------------------------- what is made of a frame
+
+
+def made_of(frame: bytes) -> int:
+    """Return the most bytes that decoding this frame takes for a moment."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ProtocolError):
+            decode_to_broker(frame)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+_MB = 1_000_000
+_QUERY = msgspec.msgpack.encode([25, 1, "tasks"])[1:]
+_SERVICE = ["id", "ollama", "m", "http://x", False, 1, ""]
+
+
+def _array(count: int, content: bytes) -> bytes:
+    return b"\xdd" + struct.pack(">I", count) + content
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\x94" + _QUERY + b"\x81\xa1x" + _array(_MB, b"\x90" * _MB),
+        b"\x94" + _QUERY + b"\x81\xa1x" + _array(_MB, b"\x80" * _MB),
+        b"\x94" + _QUERY + b"\x81\xa1x" + _array(_MB, b"\xa2ab" * _MB),
+        b"\xdc\x00\x04" + _QUERY + b"\x81\xa1x" + _array(_MB, b"\x90" * _MB),
+        b"\x94\xcc\x19\x01\xa5tasks\x81\xa1x" + _array(_MB, b"\x90" * _MB),
+        b"\x94" + _QUERY + b"\x81\xa1x" + b"\xdd\x02\xfa\xf0\x80" * 100,
+        b"\x94" + _QUERY + b"\xdf\xff\xff\xff\xff" + b"\xa1x\x01" * 3,
+        msgspec.msgpack.encode([15, [], [[*_SERVICE, [["m"]] * 1000]] * 64, [], [], []]),
+        msgspec.msgpack.encode(
+            [16, "s", [["m", "", [], 0, False, 1, *[0.0] * 3, 0, 0, 0, "",
+                        [0, 0, 0, 0, [[0, 0]] * 1000]]] * 300]
+        ),
+        msgspec.msgpack.encode([21, 1, "0" * 16, 0, [["t", 1, [b""]]] * 10_000]),
+        msgspec.msgpack.encode([22, ["a" * 18] * 10_000]),
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_a_frame_takes_at_most_four_times_its_size_and_six_megabytes(frame: bytes) -> None:
+    made_of(frame)  # what is kept from the first time on is no part of it
+    assert made_of(frame) < 4 * len(frame) + 6 * _MB
+
+
+def test_a_frame_of_more_elements_than_its_size_allows_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="has more elements than it may"):
+        decode_to_broker(b"\x94" + _QUERY + b"\x81\xa1x" + _array(60_000, b"\x90" * 60_000))
+
+
+def test_what_workers_and_clients_say_at_length_is_not_refused() -> None:
+    model = m.OfferedModel("a-model:7b", digest="0" * 64, can=["completion", "tools"])
+    service = m.OfferedService("i", "ollama", "m", "http://m", False, 1, "", [model] * 200)
+    services = m.Services(["ollama"], [service] * 20, [], [], [])
+    result = m.Query(1, "poll.report", {"result": bytes(2_000_000)})
+    ids = [f"{n:020d}" for n in range(10_000)]
+    names, tokens = ["n"] * 1000, [bytes(16)] * 10_000
+    hello = m.WorkerHello(1, "m", "w", "b", "t", "x", "h", 0, names, names, 1, 1, ids, tokens)
+    for message in (services, result, hello):
+        assert len(encode(message)) > codec.COUNTED_BYTES
+        assert decode_to_broker(encode(message)) == message
+
+
+@pytest.mark.parametrize("tag", [10, 20])
+@pytest.mark.parametrize("rest", [[], ["d8"], ["d8", {"all": "new"}, [1] * 10_000], [None] * 40])
+def test_a_hello_of_another_version_is_told_which_are_spoken_whatever_follows(
+    tag: int, rest: list[object]
+) -> None:
+    with pytest.raises(VersionError, match="version 2: spoken here are 1"):
+        decode_to_broker(msgpack.packb([tag, 2, *rest]))
+
+
+@pytest.mark.parametrize("frame", [[10, 1], [10, "2"], [10], [21, 2], [10, 1, "d8", 5], {}, 7])
+def test_what_is_no_hello_of_another_version_is_just_wrong(frame: object) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        decode_to_broker(msgpack.packb(frame))
+    assert not isinstance(caught.value, VersionError)

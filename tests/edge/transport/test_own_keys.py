@@ -17,11 +17,14 @@ def test_the_keys_of_clients_and_workers_of_the_folder_are_own(tmp_path: Path) -
     workers = [kept_pair(tmp_path / "workers" / str(n)) for n in (1, 2)]
     kept_pair(tmp_path / "orchestrator")
     kept_pair(tmp_path / "elsewhere")
-    assert OwnKeys(tmp_path).all() == {client.public, *(each.public for each in workers)}
+    assert OwnKeys(tmp_path).all(is_fresh=True) == {
+        client.public,
+        *(each.public for each in workers),
+    }
 
 
 def test_a_folder_without_keys_has_none(tmp_path: Path) -> None:
-    assert OwnKeys(tmp_path / "nowhere").all() == frozenset()
+    assert OwnKeys(tmp_path / "nowhere").all(is_fresh=True) == frozenset()
 
 
 def test_a_key_file_that_others_can_read_or_that_is_none_counts_for_nothing(tmp_path: Path) -> None:
@@ -29,7 +32,7 @@ def test_a_key_file_that_others_can_read_or_that_is_none_counts_for_nothing(tmp_
     (tmp_path / "client" / KEY_FILE).chmod(0o644)
     (tmp_path / "workers" / "1").mkdir(parents=True)
     (tmp_path / "workers" / "1" / KEY_FILE).write_text("nonsense")
-    assert OwnKeys(tmp_path).all() == frozenset()
+    assert OwnKeys(tmp_path).all(is_fresh=True) == frozenset()
 
 
 def test_it_is_looked_again_but_strangers_cannot_make_it_look_all_the_time(
@@ -38,8 +41,10 @@ def test_it_is_looked_again_but_strangers_cannot_make_it_look_all_the_time(
     now = [10.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     own = OwnKeys(tmp_path)
-    assert own.all() == frozenset()
+    assert own.all(is_fresh=False) == frozenset()
     made = kept_pair(tmp_path / "client")
-    assert own.all() == frozenset()
+    assert own.all(is_fresh=False) == frozenset()
     now[0] += own_keys.LOOK_AGAIN_S
-    assert own.all() == {made.public}
+    assert own.all(is_fresh=False) == {made.public}
+    later = kept_pair(tmp_path / "workers" / "1")
+    assert own.all(is_fresh=True) == {made.public, later.public}

@@ -390,6 +390,8 @@ class AsyncNode:
         if self.runner.fatal is not None:
             self.followed.end(self.runner.fatal)
             self.waits.fail(self.runner.fatal)
+        elif self._reconnector.hopeless is not None:
+            self.waits.fail(self._reconnector.hopeless)
         elif self._connecting and self.runner.connected.is_set():
             for each in self._connecting:
                 resolve(each)

@@ -246,7 +246,7 @@ class Waits:
         return self.waiters.has_room(count + self._promised, size_bytes + self._promised_bytes)
 
     def fail(self, error: D8Error) -> None:
-        """End every wait with `error`: there is no sense in waiting any more."""
+        """End every wait with `error`: there is no sense in waiting any more, or for now."""
         signals = [signal for each in self._waiting.values() for signal in each]
         signals += [each.signal for each in self._for_room]
         for signal in [*signals, *self._waits]:
@@ -255,6 +255,7 @@ class Waits:
         self._for_room.clear()
         if self._look is not None:
             self._look.cancel()
+            self._look = None
 
 
 class Inbox(Generic[_Element]):
