@@ -61,6 +61,6 @@ def test_the_mesh_secret_is_made_once_and_only_of_a_mesh_key() -> None:
 
 def test_a_rest_port_is_come_to_with_what_is_set_here() -> None:
     access = web_access(Config(token="d8_mine", tls_trust=("f" * 64,), mesh_key=MESH_KEY))
-    assert (access.token, access.trusted) == ("d8_mine", {"f" * 64})
+    assert (access.token, access.trusted) == ("d8_mine", frozenset({"f" * 64}))
     assert access.secret == mesh_secret(MESH_KEY, "d8")
     assert "d8_mine" not in repr(access)

@@ -54,7 +54,7 @@ def test_a_token_is_shown_only_where_a_person_sent_us_and_a_link_pass_everywhere
     server = socket.create_server(("127.0.0.1", 0))
     server.settimeout(PATIENCE_S)
     url = f"http://127.0.0.1:{server.getsockname()[1]}"
-    secret, token = b"s" * 32, "d8_token"
+    secret, token, fields = b"s" * 32, "d8_token", dict[str, str]()
     with server:
         for access, is_given in (
             (WebAccess(token=token), True),
