@@ -49,7 +49,8 @@ from d8mesh.edge.logs import event, traced
 from d8mesh.edge.network import is_taken_unseen
 from d8mesh.edge.sqlite import Journal
 from d8mesh.edge.transport.keys import KeyPair, kept_pair
-from d8mesh.edge.transport.sockets import Loop, RouterEndpoint, Waker
+from d8mesh.edge.transport.router import RouterEndpoint
+from d8mesh.edge.transport.sockets import Loop, Waker
 from d8mesh.errors import JournalError, ProtocolError
 from d8mesh.nodes.announcer import Announcer, listens_on
 from d8mesh.nodes.credentials import secret_of
@@ -387,12 +388,12 @@ class Broker:
         return self._dispatcher.malformed(peer, error.code, self._now)
 
     def _count_rejections(self) -> None:
-        """Count the connections that were refused or cut off."""
-        rejections = self._router.rejections
-        while rejections:
-            code, address = rejections.popleft()
+        """Count the connections that were refused or cut off, and what mDNS brought in vain."""
+        for code, address in self._router.rejected():
             self._dispatcher.reject(code)
             event(_log, logging.WARNING, "connection.refused", code=code, address=address)
+        while self._announcer.ignored:
+            self._dispatcher.reject(self._announcer.ignored.popleft())
 
     def _check_disk(self, now: float) -> None:
         self._next_disk_check = now + DISK_CHECK_S
