@@ -7,9 +7,8 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any, Final
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import ProxyHandler, build_opener
 
 from d8mesh.apps.capabilities import ListedWorker, models_of, reasons_of, why_lines
 from d8mesh.apps.models import loaded_lines
@@ -19,12 +18,12 @@ from d8mesh.core.protocol.addresses import endpoint
 from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
 from d8mesh.edge.network import reachable_host, usable_addresses
 from d8mesh.edge.terminal import as_json, say, width
-from d8mesh.nodes.credentials import secret_of, web_fields
+from d8mesh.errors import D8Error
+from d8mesh.nodes.credentials import secret_of
 from d8mesh.nodes.reconnector.trust import OrchestratorTrust
 from d8mesh.program import command_name
 from d8mesh.words import escaped, tr, translated
 
-NOTHING_SHOWN: Final[Mapping[str, str]] = {}
 #: How long to listen for orchestrators on the network.
 LISTEN_S: Final = 1.5
 #: How long one REST answer may take.
@@ -84,18 +83,17 @@ def look(
     urls = dict.fromkeys([config.orchestrator_url or "", f"http://127.0.0.1:{config.web_port}"])
     found: dict[str, Orchestrator] = {}
     for url in [*filter(None, urls), *_heard(config, on_stranger)]:
-        shown: Mapping[str, str] = {}
         try:
             health = ask(url, "/health", answer_s=answer_s)
-            if isinstance(health, dict) and health.get("code") == "access.token":
-                shown = web_fields(config, health, is_given=url == config.orchestrator_url)
-                health = ask(url, "/health", answer_s=answer_s, headers=shown)
         except OSError:
             continue
         if not isinstance(health, dict):
             continue
-        if health.get("code") in ("access.token", "access.revoked", "access.scope"):
-            on_stranger(_closed(url))
+        if health.get("code") == "access.token":
+            is_ours = health.get("mesh", config.mesh) == config.mesh
+            closed = _through_broker(url, config, on_stranger, answer_s) if is_ours else None
+            if closed is not None:
+                found[str(closed.health.get("broker_id"))] = closed
             continue
         if health.get("mesh") != config.mesh:
             if health.get("service") == "d8-orchestrator":
@@ -105,10 +103,9 @@ def look(
         if str(health.get("broker_id")) in found:
             continue
         try:
-            asked = partial(ask, url, answer_s=answer_s, headers=shown)
-            each.stats = asked("/api/stats")
-            each.workers = asked("/api/workers/list")["workers"]
-            models = asked("/api/models")
+            each.stats = ask(url, "/api/stats", answer_s=answer_s)
+            each.workers = ask(url, "/api/workers/list", answer_s=answer_s)["workers"]
+            models = ask(url, "/api/models", answer_s=answer_s)
             each.models = models if "services" in models else {}
         except (OSError, ValueError, KeyError) as error:
             each.problem = str(error)
@@ -116,13 +113,30 @@ def look(
     return list(found.values())
 
 
-def ask(
-    url: str,
-    path: str,
-    *,
-    answer_s: float = ANSWER_S,
-    headers: Mapping[str, str] = NOTHING_SHOWN,
-) -> Any:
+def _through_broker(
+    url: str, config: Config, on_stranger: Callable[[str], None], answer_s: float
+) -> Orchestrator | None:
+    """Return an orchestrator whose REST is closed: asked in an encrypted session, as members do."""
+    from d8mesh.nodes.client import Client  # slow to import, and seldom needed
+
+    try:
+        with Client(url, config=config) as client:
+            if not client.wait_connected(answer_s):
+                on_stranger(_closed(url, client.trouble))
+                return None
+            health = client.ask("health", {}, timeout=answer_s)
+            is_well = health.get("reason") is None
+            each = Orchestrator(url, {"status": "healthy" if is_well else "unhealthy", **health})
+            each.stats = client.ask("stats", {}, timeout=answer_s)
+            each.workers = client.ask("workers", {}, timeout=answer_s)["workers"]
+            each.models = client.ask("models", {}, timeout=answer_s)
+            return each
+    except D8Error as error:
+        on_stranger(_closed(url, str(error)))
+        return None
+
+
+def ask(url: str, path: str, *, answer_s: float = ANSWER_S) -> Any:
     """Return the JSON answer of a GET.
 
     Raises:
@@ -130,7 +144,7 @@ def ask(
     """
     opener = build_opener(ProxyHandler({}))  # a LAN address is never behind a proxy
     try:
-        with opener.open(Request(url + path, headers=dict(headers)), timeout=answer_s) as answer:
+        with opener.open(url + path, timeout=answer_s) as answer:
             return json.loads(answer.read(MAX_LIST_BYTES))
     except OSError as error:
         body = getattr(error, "read", lambda: b"")()
@@ -142,12 +156,8 @@ def ask(
         raise OSError(f"{url}{path} did not answer with JSON") from error
 
 
-def _closed(url: str) -> str:
-    return tr(
-        "{url} is closed to this machine: set the orchestrator's D8_MESH_KEY here too, or an "
-        "access token of it as D8_TOKEN",
-        url=url,
-    )
+def _closed(url: str, why: str) -> str:
+    return tr("{url} is closed to this machine: {why}", url=url, why=translated(why))
 
 
 def _of_another_mesh(url: str, health: Mapping[str, Any], mesh: str) -> str:

@@ -49,7 +49,8 @@ from d8mesh.edge.logs import event, traced
 from d8mesh.edge.network import is_taken_unseen
 from d8mesh.edge.sqlite import Journal
 from d8mesh.edge.transport.keys import KeyPair, kept_pair
-from d8mesh.edge.transport.sockets import Loop, RouterEndpoint, Waker
+from d8mesh.edge.transport.router import RouterEndpoint
+from d8mesh.edge.transport.sockets import Loop, Waker
 from d8mesh.errors import JournalError, ProtocolError
 from d8mesh.nodes.announcer import Announcer, listens_on
 from d8mesh.nodes.credentials import secret_of
@@ -388,9 +389,7 @@ class Broker:
 
     def _count_rejections(self) -> None:
         """Count the connections that were refused or cut off, and what mDNS brought in vain."""
-        rejections = self._router.rejections
-        while rejections:
-            code, address = rejections.popleft()
+        for code, address in self._router.rejected():
             self._dispatcher.reject(code)
             event(_log, logging.WARNING, "connection.refused", code=code, address=address)
         while self._announcer.ignored:

@@ -154,7 +154,7 @@ class Search:
     def _by_url(self, url: str) -> Route | None:
         try:
             trusted = self._trusted_at(*Route(url).address)
-            found = broker_at(url, key=self._config.mesh_key, trusted=trusted)
+            found = broker_at(url, trusted=trusted)
         except BrokerUnavailableError as error:
             self._refused = told(error.__cause__) or str(error)
             event(_log, logging.DEBUG, "url.failed", error=str(error))
