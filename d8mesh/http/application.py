@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -27,6 +28,8 @@ MAX_ADDRESS_CHARS: Final = 4096
 #: Bytes of bodies and answers that are under way at the same time: of what comes beyond that,
 #: what is large is refused.
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
+#: What is under way with a token that is revoked has so long for its last words.
+TOKEN_END_S: Final = 0.5
 #: What programs leave out of a base URL, and how many parts of a path they may have too much.
 BASES: Final = ("/v1", "/api")
 MAX_TOO_MUCH: Final = 3
@@ -211,7 +214,10 @@ class Application:
         return access
 
     def end_token(self, token: str) -> None:
-        """End what is under way with a token that is revoked."""
+        """End what is under way with a token that is revoked; what can say why does so first."""
+        asyncio.get_running_loop().call_later(TOKEN_END_S, self._abort, token)
+
+    def _abort(self, token: str) -> None:
         for request in self._of_token.get(token, ()):
             sink = request.scope.get(SINK)
             if sink is not None:
