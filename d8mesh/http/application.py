@@ -85,6 +85,8 @@ class Application:
         door, found = self._find(request)
         try:
             response = await self._answer(request, receive, door, found)
+            if response.error is not None:
+                self._count(request, response.error, response.status)
         except EOFError:
             return  # the caller has left in the middle of its body
         except (D8Error, Refusal) as error:
@@ -289,6 +291,12 @@ class Application:
     ) -> Response:
         """Return the answer that tells of an error, and count it."""
         response = door.problem(error)
+        self._count(request, error, response.status, why=why)
+        return response
+
+    def _count(
+        self, request: Request, error: D8Error | Refusal, status: int, *, why: str = ""
+    ) -> None:
         self._rejections.add(
             error.code,
             request.remote_addr or "",
@@ -296,9 +304,8 @@ class Application:
             level=logging.WARNING if error.code.startswith(("http.", "access.")) else logging.INFO,
             method=request.method,
             path=request.path,
-            status=response.status,
+            status=status,
         )
-        return response
 
 
 async def _parts(request: Request, receive: Receive, limit: int) -> AsyncGenerator[bytes, None]:

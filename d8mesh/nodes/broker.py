@@ -391,7 +391,9 @@ class Broker:
 
     def _count_rejections(self) -> None:
         """Count the connections that were refused or cut off, and what mDNS brought in vain."""
-        for code, address in self._router.rejected():
+        rejections = self._router.rejections
+        while rejections:
+            code, address = rejections.popleft()
             self._dispatcher.reject(code)
             event(_log, logging.WARNING, "connection.refused", code=code, address=address)
         while self._announcer.ignored:
