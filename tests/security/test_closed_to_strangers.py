@@ -247,7 +247,7 @@ def tokens_of_no_use(closed: ClosedMesh) -> list[tuple[str, ...]]:
     if not _made:
         _made["revoked"] = closed.token("create", "revoked", "--scope", "admin")
         _made["good"] = closed.token("create", "good", "--scope", "admin")
-        until(lambda: {status_with(closed, each) for each in _made} == {200}, "they are known")
+        until(lambda: all(status_with(closed, each) == 200 for each in _made), "they are known")
         closed.token("revoke", "revoked")
         until(lambda: status_with(closed, "revoked") == 401, "it is of no use", 5.0)
     good = _made["good"]
