@@ -302,7 +302,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(
         "D8_TRUSTED_PROXY",
         "trusted_proxies",
-        forms.names(r"[0-9A-Fa-f.:]{2,45}"),
+        forms.addresses,
         "addresses of proxies, separated by commas",
     ),
     Setting("D8_ENCRYPT", "encrypt", forms.switch, "1 or 0"),

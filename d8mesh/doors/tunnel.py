@@ -10,8 +10,10 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 from urllib.parse import urlsplit
+
+from msgspec import Meta
 
 from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.doors.waiting import Doorbell
@@ -28,6 +30,7 @@ from d8mesh.edge.transport.tunnel import (
 )
 from d8mesh.errors import BrokerUnavailableError
 from d8mesh.http.answers import Refusal, Response
+from d8mesh.http.described import AboutCall, HttpReply
 from d8mesh.http.routes import Door, HttpRoute, Request
 
 #: The longest a poll may stay open with nothing to say.
@@ -52,6 +55,18 @@ _LINK_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _PLACE_OR_TIME: Final = re.compile(r"[0-9]{1,16}", re.ASCII)
 TUNNEL_READ_BYTES: Final = 64 * 1024
 _log: Final = logging.getLogger("d8mesh.exchange")
+_Place: TypeAlias = Annotated[str, Meta(pattern=f"^{_PLACE_OR_TIME.pattern}$")]
+_EXCHANGED: Final = AboutCall(
+    what="Bytes of a connection to the broker, both ways (`docs/PROTOCOL.md`).",
+    media=BYTES_TYPE,
+    may_be_empty=True,
+    headers={
+        LINK_HEADER: Annotated[str, Meta(pattern=f"^{_LINK_ID.pattern}$")],
+        **dict.fromkeys((AT_HEADER, FROM_HEADER, WAIT_HEADER), _Place),
+        END_HEADER: str,
+    },
+    answers=(HttpReply(200, None, BYTES_TYPE),),
+)
 
 
 class Exchange:
@@ -285,6 +300,7 @@ def tunnel_door(exchange: Exchange) -> Door:
         takes=BYTES_TYPE,
         max_body_bytes=MAX_TUNNEL_BYTES,
         ends_with_caller=True,
+        described=_EXCHANGED,
     )
     return Door(routes=(route,), scopes=frozenset({TokenScope.WORK, TokenScope.LINK}))
 

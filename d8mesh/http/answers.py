@@ -87,11 +87,20 @@ class Refusal(Exception):
 
 
 class ToldProblem(msgspec.Struct):
-    """What `problem` tells: a text, a code, and of a forgotten task since when it is."""
+    """What `problem` tells: a text, a code, and of a forgotten task since when it is.
+
+    Who shows no key is told by ``/health`` where the broker is all the same.
+    """
 
     error: str
     code: str
     pruned_at: float | msgspec.UnsetType = msgspec.UNSET
+    broker_id: str | msgspec.UnsetType = msgspec.UNSET
+    broker_port: int | msgspec.UnsetType = msgspec.UNSET
+    mesh: str | msgspec.UnsetType = msgspec.UNSET
+    server_key: str | msgspec.UnsetType = msgspec.UNSET
+    proof: str | msgspec.UnsetType = msgspec.UNSET
+    tls: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class PushedBody(Protocol):

@@ -19,6 +19,7 @@ from d8mesh.http.codings import CODINGS, MAX_DECODED_BYTES, decoder_of
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.off_loop import OFF_LOOP_BYTES, off_loop
 from d8mesh.http.origins import is_preflight, no_origin, preflight_headers, shared_with
+from d8mesh.http.proxies import TrustedProxies
 from d8mesh.http.routes import Door, HttpRoute, Request
 
 #: Longest path that is looked at, once it is decoded.
@@ -40,8 +41,14 @@ _Matched: TypeAlias = tuple[HttpRoute, dict[str, Any]]
 class Application:
     """Serves doors; what is refused below none of their prefixes is told as the first does."""
 
-    def __init__(self, doors: Sequence[Door], guard: Guard, rejections: Rejections) -> None:
-        self._first = doors[0]
+    def __init__(
+        self,
+        doors: Sequence[Door],
+        guard: Guard,
+        rejections: Rejections,
+        proxies: TrustedProxies | None = None,
+    ) -> None:
+        self._first, self._proxies = doors[0], proxies or TrustedProxies()
         self._guard = guard
         self._rejections = rejections
         self._held_bytes = 0
@@ -155,6 +162,7 @@ class Application:
     async def _answer(
         self, request: Request, receive: Receive, door: Door, found: _Matched | Refusal
     ) -> Response:
+        self._look_through(request)
         fields, peer = request.fields, request.remote_addr or ""
         self._guard.check(peer, request.http_version, fields, door.origins)
         if door.origins is not no_origin and is_preflight(request.method, fields):
@@ -178,6 +186,16 @@ class Application:
             async with aclosing(_parts(request, receive, route.max_body_bytes)) as request.parts:
                 return await route.call(request, **values)
         return await self._call(request, receive, route, values)
+
+    def _look_through(self, request: Request) -> None:
+        """Make it the request of whom a trusted proxy asks for."""
+        told = self._proxies.read(request.remote_addr or "", request.fields)
+        if told is None:
+            return
+        request.remote_addr = told.peer
+        request.scheme = told.scheme or request.scheme
+        if told.host:
+            request.fields = {**request.fields, "host": told.host}
 
     async def _access(self, request: Request, peer: str, found: _Matched | Refusal) -> Access:
         """Return what a request may do; it is ended when its token is revoked."""

@@ -20,6 +20,8 @@ from d8mesh.http.described import EVENTS, LINES, PLAIN_TEXT, AboutCall, HttpRepl
 from d8mesh.http.routes import Door, HttpRoute
 
 OPENAPI_VERSION: Final = "3.1.1"
+#: Of a call: an access token with any of these scopes may call it.
+SCOPES_FIELD: Final = "x-d8-scopes"
 _REFERENCE: Final = "#/components/schemas/{name}"
 _RULE_VARIABLE: Final = re.compile(r"<(?:(?P<kind>\w+):)?(?P<name>\w+)>")
 #: The two ways to show a key or a token; none is needed where the orchestrator asks for none.
@@ -131,6 +133,7 @@ def _operation(door: Door, route: HttpRoute, schemas: _Schemas) -> dict[str, Any
         "summary": told.what,
         "parameters": [*_in_path(route), *_in_query(told, schemas), *_in_head(told, schemas)],
         "responses": _responses(door, told, schemas),
+        SCOPES_FIELD: sorted(each.value for each in route.scopes or door.scopes),
     }
     if route.method != "GET" and (told.body is not None or told.media):
         media = told.media or route.takes or JSON

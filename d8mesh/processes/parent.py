@@ -74,6 +74,16 @@ def end_when_told(stop: Callable[[], None], *, with_parent: bool = True) -> None
         end_with_parent(stop)
 
 
+def end_at_once_with_parent() -> Callable[[], None]:
+    """End this process at once should its parent end before the returned function was called.
+
+    A process that only begins has promised nothing, and would take what the next start needs.
+    """
+    is_up = threading.Event()
+    end_with_parent(lambda: None if is_up.is_set() else os._exit(0))
+    return is_up.set
+
+
 def end_with_parent(stop: Callable[[], None]) -> None:
     """Call `stop` when standard input, a pipe of the parent's, comes to its end."""
 

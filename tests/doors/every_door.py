@@ -21,6 +21,8 @@ from d8mesh.doors.openai.described import OpenAiProblem
 from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.doors.openai.routes import openai_door
 from d8mesh.doors.rest.api import rest_door
+from d8mesh.doors.rest.members import join_door
+from d8mesh.doors.tunnel import tunnel_door
 from d8mesh.doors.waiting import Places
 from d8mesh.errors import BrokerUnavailableError
 from d8mesh.http.answers import JSON
@@ -35,6 +37,7 @@ class _Nobody:
     """Stands where a mesh would be asked."""
 
     loop: Any = None
+    exchange: Any = None
 
     async def ask(self, *_: object) -> dict[str, Any]:
         raise BrokerUnavailableError
@@ -43,11 +46,14 @@ class _Nobody:
 def every_door(folder: Path) -> list[Door]:
     """Return the doors, none of whose calls can be answered."""
     mesh: Any = _Nobody()
+    exchange: Any = _Nobody()
     catalogue = ModelCatalogue(mesh)
     chats = Chats(mesh, catalogue)
     config = Config.from_env({"D8_DATA_DIR": str(folder)})
     return [
         rest_door(mesh, Places(1), Rejections()),
+        join_door(mesh, Places(1)),
+        tunnel_door(exchange),
         ollama_door(mesh, chats, catalogue, model_changes="pull"),
         openai_door(chats, catalogue, origins=no_origin),
         anthropic_door(chats, catalogue),

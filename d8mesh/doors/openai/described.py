@@ -164,7 +164,7 @@ class ResponseBody(Struct, kw_only=True):
     background: bool | None = None
 
 
-class TokenUsage(Struct):
+class UsageTold(Struct):
     """What an answer took."""
 
     prompt_tokens: int
@@ -202,7 +202,7 @@ class ChatCompletionTold(Struct):
     created: int
     model: str
     choices: list[ChatChoiceTold]
-    usage: TokenUsage
+    usage: UsageTold
 
 
 class CompletionChoiceTold(Struct):
@@ -224,7 +224,7 @@ class CompletionTold(Struct):
     created: int
     model: str
     choices: list[CompletionChoiceTold]
-    usage: TokenUsage
+    usage: UsageTold
 
 
 class EmbeddingTold(Struct):
@@ -241,7 +241,7 @@ class EmbeddingsTold(Struct):
     object: Literal["list"]
     data: list[EmbeddingTold]
     model: str
-    usage: TokenUsage
+    usage: UsageTold
 
 
 class ResponseTold(Struct):

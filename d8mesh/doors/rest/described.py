@@ -16,6 +16,7 @@ from d8mesh.doors.rest.schemas import (
     Report,
     SubmitBatch,
     SubmitOne,
+    Who,
     WorkerId,
 )
 from d8mesh.doors.rest.tasks import DEFAULT_PAGE, DEFAULT_WAIT_S, MAX_ID_CHARS, MAX_PAGE, MAX_WAIT_S
@@ -147,4 +148,14 @@ REST_CALLS: Final[AboutCalls] = {
     "GET /api/workers/<worker_id>/tasks": AboutCall(
         what="A polling worker asks for a task.", query=PollQuery, answers=_one(t.PolledTold)
     ),
+}
+
+
+_CHANGED: Final = _one(t.MemberTold)
+#: Of `doors.rest.members`, which is a door of its own.
+JOIN_CALLS: Final[AboutCalls] = {
+    "GET /api/join": AboutCall(what="The keys that are known.", answers=_one(t.MembersTold)),
+    "POST /api/join/approve": AboutCall(what="Let one in.", body=Who, answers=_CHANGED),
+    "POST /api/join/revoke": AboutCall(what="Show one out.", body=Who, answers=_CHANGED),
+    "POST /api/join/forget": AboutCall(what="Forget one.", body=Who, answers=_CHANGED),
 }

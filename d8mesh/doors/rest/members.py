@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
-from msgspec import Struct
-
 from d8mesh.core.protocol.access_tokens import ADMIN_ONLY
 from d8mesh.core.protocol.messages import MemberChange
-from d8mesh.doors.rest.schemas import ShortText, body_of
+from d8mesh.doors.rest.described import JOIN_CALLS
+from d8mesh.doors.rest.schemas import Who, body_of
 from d8mesh.doors.rest.tasks import BROKER_ASK_S
 from d8mesh.doors.waiting import Places, require_broker
 from d8mesh.http.answers import Response, answer
-from d8mesh.http.routes import Door, HttpRoute, Request
+from d8mesh.http.routes import Door, HttpRoute, Request, with_descriptions
 from d8mesh.nodes.client.aio.node import AsyncNode
-
-
-class Who(Struct):
-    """``POST /api/join/…``: a fingerprint, or a worker id or name."""
-
-    who: ShortText
 
 
 def join_door(mesh: AsyncNode, waits: Places) -> Door:
@@ -32,7 +25,11 @@ def join_door(mesh: AsyncNode, waits: Places) -> Door:
         route(f"/api/join/{action}", partial(_changed, mesh, action), schema, method="POST")
         for action in changes
     ]
-    return Door(routes=routes, before=lambda _: require_broker(mesh, waits), scopes=ADMIN_ONLY)
+    return Door(
+        routes=with_descriptions(routes, JOIN_CALLS),
+        before=lambda _: require_broker(mesh, waits),
+        scopes=ADMIN_ONLY,
+    )
 
 
 async def _listed(mesh: AsyncNode, request: Request) -> Response:

@@ -59,6 +59,12 @@ class WorkerId(Struct):
     worker_id: ShortText
 
 
+class Who(Struct):
+    """``POST /api/join/…``: a fingerprint, or a worker id or name."""
+
+    who: ShortText
+
+
 class Report(Struct):
     """``POST /api/tasks/{id}/result``; the result may be anything, and no object is a failure."""
 

@@ -49,6 +49,9 @@ class HealthTold(Struct):
     server_key: str | UnsetType = UNSET
     proof: str | UnsetType = UNSET
     tls: str | UnsetType = UNSET
+    #: who may join, and how many keys wait to be approved
+    join: list[str] | UnsetType = UNSET
+    keys_waiting: Number | UnsetType = UNSET
 
 
 class WorkersCounted(Struct):
@@ -334,3 +337,29 @@ class ModelsTold(Struct):
     services: list[ServiceTold]
     waiting_for_any: Number
     left_out: Number
+
+
+class MemberTold(Struct):
+    """A key that the orchestrator knows, and whose it is."""
+
+    fingerprint: str
+    key: str
+    standing: Literal["admitted", "waiting", "revoked", "unknown"]
+    kind: str
+    name: str
+    address: str
+    worker_ids: list[str]
+    since: float | None
+    last_seen: float | None
+    is_own: bool
+    is_connected: bool
+    banned_s: Amount | None
+    action: str | UnsetType = UNSET
+
+
+class MembersTold(Struct):
+    """All of them, those that wait first."""
+
+    mode: list[str]
+    waiting: Number
+    members: list[MemberTold]

@@ -175,6 +175,21 @@ def test_columns_of_delivered_must_agree() -> None:
         decode_to_broker(encode(m.Delivered(1, [f"{S}-1"], [])))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        [10, *HELLO[:2], "\x1b[2Jw", *HELLO[3:]],
+        [10, *HELLO[:6], "pi\nbroker.up", *HELLO[7:]],
+        [10, *HELLO[:8], ["echo\x07"], *HELLO[9:]],
+        [10, *HELLO[:9], ["m\x9b31m"], *HELLO[10:]],
+        [20, 1, "d8", S, "pc\x00"],
+    ],
+)
+def test_names_in_a_hello_have_no_control_characters(said: list[object]) -> None:
+    with pytest.raises(ProtocolError, match="Hello: control characters"):
+        decode_to_broker(msgpack.packb(said))
+
+
 # ------------------------------------------------------------- what is made of a frame
 
 

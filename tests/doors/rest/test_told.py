@@ -43,6 +43,12 @@ def test_answers_of_the_documented_rest_are_what_is_said(ask: Asking, answers: T
     _poll(ask, other)
     ask("GET", "/api/workers/list")
     ask("GET", "/api/tasks/status/nothing")
+    listed = ask("GET", "/api/join")
+    print(listed)
+    worker = next(each for each in listed["members"] if each["worker_ids"])
+    for action in ("revoke", "approve", "forget"):
+        ask("POST", f"/api/join/{action}", {"who": worker["fingerprint"]})
+    assert answers.unseen("/api/join") == []
     assert {each[:2] for each in answers.unseen("/api/tasks")} == set()
     assert {each[:2] for each in answers.unseen("/api/workers")} == set()
     # 503: while the broker is away.
