@@ -165,12 +165,7 @@ class Broker:
             raise
         self._loop = Loop(self._waker, self._router)
         self._waker_alone = Loop(self._waker)
-        self._questions = StoreReader(
-            self._store,
-            self._waker,
-            is_at_work=lambda: self._dispatcher.is_at_work,
-            is_awaited=self._is_awaited,
-        )
+        self._questions = StoreReader(self._store, self._waker, is_awaited=self._is_awaited)
         restored = self._store.restore()
         passed("broker.restored")
         policy = replace(

@@ -2,7 +2,7 @@
 
 Pages of a listing take a thousand times as long as what is asked for each task, and while one is
 made the loop has to wait for the interpreter again and again. So they come last, the clients that
-want some take turns, and while there are tasks to do they get a small part of the time.
+want some take turns, and while the broker is busy they get a small part of its time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ from d8mesh.edge.logs import event
 from d8mesh.edge.transport.sockets import Waker
 from d8mesh.errors import D8Error
 
-#: While there are tasks to do, no page is made for so many times as long as the last one took: with
-#: what the loop makes of it, listings take a twentieth of the time.
-PAUSES: Final = 40
-#: The longest pause: what took long has waited for the disk, or for the loop.
-MAX_PAUSE_S: Final = 0.25
+#: While the broker is busy no page is made for so many times as long as the last one has computed:
+#: with what the loop makes of it, listings take a hundredth of the time.
+PAUSES: Final = 150
+#: The longest pause; a page of 1,000 tasks computes for 10 ms.
+MAX_PAUSE_S: Final = 1.0
+#: It is busy if it has computed for more than this share of the time since the last page.
+BUSY_SHARE: Final = 0.15
+#: How often it is looked whether it still is.
+BUSY_LOOK_S: Final = 0.02
 END_S: Final = 5.0
 _log: Final = logging.getLogger("d8mesh.broker")
 
@@ -34,10 +38,9 @@ class StoreReader:
 
     Args:
         waker: has the loop look at the answers.
-        is_at_work: whether there are tasks to do.
         is_awaited: whether the client of this session still waits for its page.
 
-    Thread: of the loop; the last two are called by the reader's own.
+    Thread: of the loop; `is_awaited` is called by the reader's own.
     """
 
     def __init__(
@@ -45,19 +48,18 @@ class StoreReader:
         store: Store,
         waker: Waker,
         *,
-        is_at_work: Callable[[], bool] = lambda: False,
         is_awaited: Callable[[str], bool] = lambda session: True,
     ) -> None:
         self.answers: deque[Loaded] = deque()
         self._store, self._waker = store, waker
-        self._is_at_work, self._is_awaited = is_at_work, is_awaited
+        self._is_awaited = is_awaited
         self._changed = threading.Condition()
         self._is_closing = False
         self._prompt: deque[Load] = deque()
         #: pages that are wanted, by client; whose turn it is first
         self._pages: OrderedDict[str, deque[Load]] = OrderedDict()
-        #: when the last page was made, and how long that took
-        self._made_at = self._took_s = 0.0
+        #: when the last page was made, how long that computed, and the process by then
+        self._made_at = self._took_s = self._process_s = 0.0
         self._thread = threading.Thread(target=self._serve, name="journal-reader", daemon=True)
         self._thread.start()
 
@@ -83,11 +85,11 @@ class StoreReader:
             if is_page and load.session and not self._is_awaited(load.session):
                 answer: StoreAnswer = Unreadable("nobody waits for this page any more")
             else:
-                begun = time.monotonic()
+                begun_s = time.thread_time()
                 answer = self._answer(load.question)
                 if is_page:
-                    self._made_at = time.monotonic()
-                    self._took_s = self._made_at - begun
+                    self._took_s = time.thread_time() - begun_s
+                    self._made_at, self._process_s = time.monotonic(), time.process_time()
             self.answers.append(Loaded(load.number, answer))
             self._waker.wake()
 
@@ -104,11 +106,13 @@ class StoreReader:
         return None
 
     def _pause_s(self) -> float:
-        """Return how long no page is made from now on."""
-        if not self._is_at_work():
+        """Return how long no page is made from now on, and when to ask again at the latest."""
+        passed_s = time.monotonic() - self._made_at
+        left_s = min(self._took_s * PAUSES, MAX_PAUSE_S) - passed_s
+        computed_s = time.process_time() - self._process_s
+        if left_s <= 0 or (passed_s > self._took_s and computed_s < passed_s * BUSY_SHARE):
             return 0.0
-        pause_s = min(self._took_s * PAUSES, MAX_PAUSE_S)
-        return max(0.0, self._made_at + pause_s - time.monotonic())
+        return min(left_s, BUSY_LOOK_S)
 
     def _next_page(self) -> Load:
         session, loads = self._pages.popitem(last=False)

@@ -231,12 +231,6 @@ class Dispatcher:
         alarm, poll = self._scheduler.next_alarm(), self._polling.next_deadline()
         return min(timer, alarm, poll, self._next_sweep)
 
-    @property
-    def is_at_work(self) -> bool:
-        """True while there are tasks to do. Thread: any."""
-        table = self.state.task_table
-        return bool(table.queued or table.tasks)
-
     def committed(self, took_s: float) -> None:
         """Count a commit that took so long."""
         self.state.metrics.commit_s.fresh.append((took_s, 1))
