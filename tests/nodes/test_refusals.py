@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from d8mesh import words
 from d8mesh.config import Config
 from d8mesh.core.protocol.membership import Verdict, fingerprint
 from d8mesh.core.protocol.pinning import Pin
-from d8mesh.core.protocol.route import Route
+from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge.pins import PinFile
 from d8mesh.edge.transport.keys import CLIENT_FOLDER, new_pair, public_key_in
 from d8mesh.errors import (
@@ -27,6 +28,7 @@ from d8mesh.nodes.client import Client
 from d8mesh.nodes.client.aio.client import AsyncClient
 from d8mesh.nodes.reconnector import reconnector, refusals
 from d8mesh.nodes.reconnector.refusals import pause_after, refusal_of
+from d8mesh.nodes.reconnector.trust import OrchestratorTrust
 from d8mesh.nodes.worker import Worker
 from tests.keyed import PEER, SERVER
 from tests.nodes.gated import GatedBroker
@@ -69,6 +71,22 @@ def test_each_refusal_says_who_and_what_to_do() -> None:
     assert fingerprint(SERVER.public) in str(strange)
     public = refusal_of(Verdict.REFUSED, route._replace(endpoint="tcp://8.8.8.8:7010"), PEER.public)
     assert "D8_ALLOW_PUBLIC" in str(public)
+
+
+def test_they_are_said_in_other_languages_too(tmp_path: Path) -> None:
+    route = Route("tcp://10.0.0.1:7010", "orch", SERVER.public)
+    texts = [str(refusal_of(each, route, PEER.public)) for each in (None, *Verdict)]
+    for secret in (None, b"s" * 32):
+        trust = OrchestratorTrust(config_in(tmp_path), secret)
+        trust.welcomed(PEER.public, "known")
+        trust.may_contact(KnownBroker("strange", ("10.0.0.1",), 7010, None, SERVER.public))
+        trust.may_contact(KnownBroker("old", ("10.0.0.1",), 7010, None))
+        texts += trust.strangers
+    words.use("es")
+    try:
+        assert [each for each in texts if words.translated(each) == each] == []
+    finally:
+        words.use(words.ENGLISH)
 
 
 @pytest.mark.parametrize("kind", [NotAdmittedError, RevokedError, OrchestratorKeyError])
@@ -114,7 +132,7 @@ def test_a_worker_that_is_revoked_while_it_works_loses_its_session(
             again = GatedBroker(Verdict.REFUSED, port=broker.port)
             with again:
                 until(lambda: worker.status()["lost"])
-                until(lambda: "revoked" in str(worker.status()["lost"]))
+                until(lambda: "revoked" in str(worker.status()["refused"]))
                 assert worker.status()["orchestrators"] == []
                 again.verdict = Verdict.ADMITTED
                 until(lambda: worker.status()["orchestrators"])
