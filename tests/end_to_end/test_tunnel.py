@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,15 @@ from bench.processes import child_of
 from d8mesh.apps.demo import free_ports
 from d8mesh.apps.status import ask
 from d8mesh.config import Config
-from d8mesh.nodes.client import Client
+from d8mesh.nodes.client import Client, Task
 from tests.end_to_end.processes import kill, until
 
 #: An address of this machine where the broker does not listen: as behind a firewall.
 BEHIND = "127.0.0.3"
 PATIENCE_S = 90.0
-TASKS = 3000
+#: What is cut after each wave of tasks.
+CUTS = ("way", "_web", "way", "_broker", "_web", "way")
+WAVE = 1000
 
 
 class Forwarder:
@@ -103,9 +104,13 @@ def test_nothing_is_lost_or_doubled_while_the_way_and_both_ends_of_it_are_cut(
     with Client(way.url, config=config) as client:
         assert client.wait_connected(PATIENCE_S)
         assert client.is_over_http
-        tasks = client.submit_many("echo", [output_of(n) for n in range(TASKS)])
-        for cut in ("way", "_web", "way", "_broker", "way"):
-            time.sleep(0.3)  # what is under way is cut, whatever it is
+        tasks: list[Task] = []
+        for at, cut in enumerate(CUTS):
+            wave = range(at * WAVE, (at + 1) * WAVE)
+            tasks += client.submit_many("echo", [output_of(n) for n in wave])
+            # What is under way is cut, whatever it is: now, or with the first results.
+            if at % 2:
+                tasks[-WAVE].result(PATIENCE_S)
             if cut == "way":
                 way.drop()
             else:
@@ -114,7 +119,7 @@ def test_nothing_is_lost_or_doubled_while_the_way_and_both_ends_of_it_are_cut(
             assert task.result(PATIENCE_S)["output"] == output_of(n)
         assert client.is_over_http
     counted = answered(running)["tasks"]
-    assert (counted["completed"], counted["failed"]) == (TASKS, 0)
+    assert (counted["completed"], counted["failed"]) == (len(tasks), 0)
     way.close()
 
 
