@@ -330,6 +330,8 @@ OTHER_VARIABLES: Final = frozenset(
 )
 #: All variables that mean something here.
 NAMES: Final = frozenset(setting.variable for setting in SETTINGS) | OTHER_VARIABLES
+#: Variables whose values nobody is to see.
+SECRET_NAMES: Final = frozenset(setting.variable for setting in SETTINGS if setting.is_secret)
 #: How near a name of no `D8_` must come to one of ours: FLASK_PROT does, FLASK_DEBUG does not.
 _NEARNESS: Final = 0.85
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -27,6 +28,8 @@ MAX_ADDRESS_CHARS: Final = 4096
 #: Bytes of bodies and answers that are under way at the same time: of what comes beyond that,
 #: what is large is refused.
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
+#: What is under way with a token that is revoked has so long for its last words.
+TOKEN_END_S: Final = 0.5
 #: What programs leave out of a base URL, and how many parts of a path they may have too much.
 BASES: Final = ("/v1", "/api")
 MAX_TOO_MUCH: Final = 3
@@ -82,6 +85,8 @@ class Application:
         door, found = self._find(request)
         try:
             response = await self._answer(request, receive, door, found)
+            if response.error is not None:
+                self._count(request, response.error, response.status)
         except EOFError:
             return  # the caller has left in the middle of its body
         except (D8Error, Refusal) as error:
@@ -211,7 +216,10 @@ class Application:
         return access
 
     def end_token(self, token: str) -> None:
-        """End what is under way with a token that is revoked."""
+        """End what is under way with a token that is revoked; what can say why does so first."""
+        asyncio.get_running_loop().call_later(TOKEN_END_S, self._abort, token)
+
+    def _abort(self, token: str) -> None:
         for request in self._of_token.get(token, ()):
             sink = request.scope.get(SINK)
             if sink is not None:
@@ -283,6 +291,12 @@ class Application:
     ) -> Response:
         """Return the answer that tells of an error, and count it."""
         response = door.problem(error)
+        self._count(request, error, response.status, why=why)
+        return response
+
+    def _count(
+        self, request: Request, error: D8Error | Refusal, status: int, *, why: str = ""
+    ) -> None:
         self._rejections.add(
             error.code,
             request.remote_addr or "",
@@ -290,9 +304,8 @@ class Application:
             level=logging.WARNING if error.code.startswith(("http.", "access.")) else logging.INFO,
             method=request.method,
             path=request.path,
-            status=response.status,
+            status=status,
         )
-        return response
 
 
 async def _parts(request: Request, receive: Receive, limit: int) -> AsyncGenerator[bytes, None]:

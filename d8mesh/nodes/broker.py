@@ -246,7 +246,7 @@ class Broker:
         if self._held:
             self._settle()
         effects = self._take_in(received, now)
-        self._count_rejections()
+        self._questions.turns += 1
         while self._questions.answers:
             effects += dispatcher.loaded(self._questions.answers.popleft())
         if now >= self._next_disk_check:
@@ -265,6 +265,8 @@ class Broker:
         """Return what the brain makes of what has come in: connections first, then frames."""
         dispatcher = self._dispatcher
         effects = self._door.tell(dispatcher, now) if self._door.has_news else []
+        if self._router.rejections:
+            self._count_rejections()
         for peer, frame in received:
             try:
                 if frame is None:
@@ -389,7 +391,9 @@ class Broker:
 
     def _count_rejections(self) -> None:
         """Count the connections that were refused or cut off, and what mDNS brought in vain."""
-        for code, address in self._router.rejected():
+        rejections = self._router.rejections
+        while rejections:
+            code, address = rejections.popleft()
             self._dispatcher.reject(code)
             event(_log, logging.WARNING, "connection.refused", code=code, address=address)
         while self._announcer.ignored:

@@ -67,7 +67,8 @@ class Door:
                 self.heard.append(content)
                 if content is not None and not self.is_deaf:
                     self.router.send(peer.routing_id, content)
-            self.rejected.update(each.code for each in self.router.rejected())
+            while self.router.rejections:
+                self.rejected[self.router.rejections.popleft().code] += 1
 
     def drop(self, peer: Peer) -> None:
         self.router.drop(peer)
