@@ -29,10 +29,10 @@ from d8mesh.errors import D8Error
 
 WORKERS: Final = 2
 #: Payload bytes -> (label, tasks of a turn of the full run).
-PAYLOADS: Final = {64: ("64 B", 20_000), 4096: ("4 KB", 6000), 262_144: ("256 KB", 120)}
+PAYLOADS: Final = {64: ("64 B", 12_000), 4096: ("4 KB", 3000), 262_144: ("256 KB", 60)}
 #: A round goes from one side to the other so often: what else the machine does meets both.
 TURNS: Final = 4
-ONE_IN_FLIGHT: Final = 300
+ONE_IN_FLIGHT: Final = 250
 ONE_BYTES: Final = 64
 WARM_UP: Final = 2000
 END_S: Final = 10.0

@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from bench import backlog, batches, doors, latency, llm, recovery, rest, start, throughput, workers
+from bench import (
+    backlog,
+    batches,
+    curve,
+    doors,
+    latency,
+    llm,
+    recovery,
+    rest,
+    start,
+    throughput,
+    workers,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +142,27 @@ MUSTS: Final[tuple[Must, ...]] = (
         table=latency.RATIOS,
         row=latency.beside_rest("submit"),
         column="p99",
+    ),
+    Must(
+        text="no-op tasks/s, `submit_many`, encrypted over the same in clear",
+        must=0.9,
+        goal=0.95,
+        unit="×",
+        scenario="curve",
+        table=curve.OVER,
+        row=curve.THROUGHPUT,
+        column="64 B",
+        is_more_better=True,
+    ),
+    Must(
+        text="one task in flight, durable, p50, encrypted over the same in clear",
+        must=1.1,
+        goal=1.05,
+        unit="×",
+        scenario="curve",
+        table=curve.OVER,
+        row=curve.LATENCY,
+        column="p50",
     ),
     Must(
         text="cost per task (broker CPU) at 1,000,000 queued over at 1,000",

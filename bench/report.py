@@ -21,6 +21,7 @@ TITLES: Final = {
     "llm": "LLM requests on unequal machines",
     "doors": "Chats by the doors, beside other routers",
     "batches": "A batch of 50,000 lines",
+    "curve": "What encryption costs",
     "hot_path": "The hot path: where each microsecond of a task goes",
     "open_webui": "Open WebUI at the doors",
 }

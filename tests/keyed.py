@@ -7,7 +7,8 @@ from typing import Final
 from d8mesh.core.protocol.membership import Verdict
 from d8mesh.core.protocol.route import Route
 from d8mesh.edge.transport.keys import KeyPair, new_pair
-from d8mesh.edge.transport.sockets import DealerLink, RouterEndpoint, SharedContext
+from d8mesh.edge.transport.router import RouterEndpoint
+from d8mesh.edge.transport.sockets import DealerLink, SharedContext
 from d8mesh.edge.transport.zap import Gate
 
 #: Of the tests' orchestrators that are no real ones, and of who connects to any.

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from d8mesh.edge.transport.sockets import DealerLink, RouterEndpoint
+from d8mesh.edge.transport.router import RouterEndpoint
+from d8mesh.edge.transport.sockets import DealerLink
 
 
 def _without_keys(make: Callable[..., None]) -> Callable[..., None]:

@@ -39,6 +39,8 @@ class AsksAboutMembers(Protocol):
 def run(config: Config, options: argparse.Namespace) -> int:
     """List who is known, let a key in, show one out, or forget one; return the exit code.
 
+    What this machine trusts as orchestrators is `apps.pins`.
+
     Raises:
         BrokerUnavailableError: no orchestrator of this data folder answers.
         UnknownMemberError, AmbiguousMemberError: the name or fingerprint means none, or several.
@@ -102,6 +104,7 @@ def listing_lines(body: ListedMember, now: float, columns: int | None) -> Iterat
         for each in members
     ]
     yield from wrapped(mode_text(body["mode"]), columns)
+    yield tr("the key of this orchestrator: {key}", key=body["orchestrator"])
     if rows:
         yield from lines_of([tr(name) for name in MEMBER_COLUMNS], rows, width=columns)
     else:

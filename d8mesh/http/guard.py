@@ -55,7 +55,7 @@ class Guard:
     """Refuses requests before anything reads them.
 
     Args:
-        keys: what opens everything: the mesh key, and the pass of our own nodes. With one
+        keys: what opens everything: the mesh key. With one
             `allows_public` counts, and the mesh is closed.
         secret: of the mesh key: what is made of it opens a link of the tunnel.
         is_closed: whoever is not on this machine has to show a key or a token.

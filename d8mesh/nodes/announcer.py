@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from d8mesh.edge.network import usable_addresses
 
 #: What FLASK_HOST says for all addresses.
 _EVERYWHERE: Final = ("0.0.0.0", "::")
+#: Of what is heard and not heeded, so much may wait to be counted.
+MAX_UNCOUNTED: Final = 65_536
 _log: Final = logging.getLogger("d8mesh.broker")
 
 
@@ -42,12 +45,15 @@ class Announcer:
     ) -> None:
         self._config, self._folder, self._known = config, folder, known
         self._on_worker = on_worker
+        #: why something that was heard is not heeded, until it is counted
+        self.ignored = deque[str](maxlen=MAX_UNCOUNTED)
         self._discovery = Discovery(
             mesh=config.mesh,
             addresses=partial(announced_addresses, config),
             on_sighting=self._heard,
             browse=(NodeKind.WORKER,),
             on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
+            on_ignored=self.ignored.append,
         )
         self._discovery.announce(
             Announcement(

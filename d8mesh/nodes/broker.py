@@ -49,7 +49,8 @@ from d8mesh.edge.logs import event, traced
 from d8mesh.edge.network import is_taken_unseen
 from d8mesh.edge.sqlite import Journal
 from d8mesh.edge.transport.keys import KeyPair, kept_pair
-from d8mesh.edge.transport.sockets import Loop, RouterEndpoint, Waker
+from d8mesh.edge.transport.router import RouterEndpoint
+from d8mesh.edge.transport.sockets import Loop, Waker
 from d8mesh.errors import JournalError, ProtocolError
 from d8mesh.nodes.announcer import Announcer, listens_on
 from d8mesh.nodes.credentials import secret_of
@@ -245,7 +246,7 @@ class Broker:
         if self._held:
             self._settle()
         effects = self._take_in(received, now)
-        self._count_rejections()
+        self._questions.turns += 1
         while self._questions.answers:
             effects += dispatcher.loaded(self._questions.answers.popleft())
         if now >= self._next_disk_check:
@@ -264,6 +265,8 @@ class Broker:
         """Return what the brain makes of what has come in: connections first, then frames."""
         dispatcher = self._dispatcher
         effects = self._door.tell(dispatcher, now) if self._door.has_news else []
+        if self._router.rejections:
+            self._count_rejections()
         for peer, frame in received:
             try:
                 if frame is None:
@@ -387,12 +390,14 @@ class Broker:
         return self._dispatcher.malformed(peer, error.code, self._now)
 
     def _count_rejections(self) -> None:
-        """Count the connections that were refused or cut off."""
+        """Count the connections that were refused or cut off, and what mDNS brought in vain."""
         rejections = self._router.rejections
         while rejections:
             code, address = rejections.popleft()
             self._dispatcher.reject(code)
             event(_log, logging.WARNING, "connection.refused", code=code, address=address)
+        while self._announcer.ignored:
+            self._dispatcher.reject(self._announcer.ignored.popleft())
 
     def _check_disk(self, now: float) -> None:
         self._next_disk_check = now + DISK_CHECK_S

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from d8mesh.config import Config
-from d8mesh.core.protocol.membership import (
-    Credentials,
-    announced_proof,
-    is_same_proof,
-    mesh_secret,
-    web_pass,
-)
+from d8mesh.core.protocol.membership import Credentials, mesh_secret
 from d8mesh.edge.logs import event
 from d8mesh.edge.transport.keys import CLIENT_FOLDER, KeyPair, kept_pair, new_pair
 from d8mesh.edge.transport.web_client import WebAccess
@@ -56,36 +49,7 @@ def secret_of(config: Config) -> bytes | None:
 
 def web_access(config: Config) -> WebAccess:
     """Return with what the nodes of this machine come to a REST port."""
-    return WebAccess(
-        frozenset(config.tls_trust), secret_of(config), config.token, config.orchestrator_url
-    )
-
-
-def web_fields(config: Config, told: Mapping[str, object], *, is_given: bool) -> dict[str, str]:
-    """Return the headers for a REST port that refuses who shows nothing; {} where none is due.
-
-    Never the mesh key itself, which would cross the network in clear: whoever has it can be a
-    worker or an orchestrator.
-
-    Args:
-        told: what the refusal says beside: which key it has, and that it knows the mesh key.
-        is_given: a person has said that it is the right one.
-    """
-    secret = secret_of(config)
-    if config.token is not None and is_given:
-        return {"Authorization": f"Bearer {config.token}"}
-    if secret is None or not _is_of_mesh(secret, told):
-        return {}
-    return {"Authorization": f"Bearer {web_pass(secret)}"}
-
-
-def _is_of_mesh(secret: bytes, told: Mapping[str, object]) -> bool:
-    try:
-        server_key = bytes.fromhex(str(told.get("server_key")))
-        proof = bytes.fromhex(str(told.get("proof")))
-    except ValueError:
-        return False
-    return is_same_proof(proof, announced_proof(secret, server_key))
+    return WebAccess(frozenset(config.tls_trust), secret_of(config), config.token)
 
 
 _secret_of: Final = lru_cache(MAX_SECRETS)(mesh_secret)

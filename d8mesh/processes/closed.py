@@ -6,7 +6,7 @@ from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
-from d8mesh.core.protocol.membership import JoinMode, web_pass
+from d8mesh.core.protocol.membership import JoinMode
 from d8mesh.errors import ConfigError
 from d8mesh.http.access import KnownTokens
 from d8mesh.http.guard import Guard
@@ -22,13 +22,12 @@ def guard_of(config: Config, tokens: KnownTokens | None = None) -> Guard:
     Args:
         tokens: None where there are none: the mesh key alone opens it.
     """
-    secret = secret_of(config)
     return Guard(
         config.allowed_hosts,
-        keys=() if secret is None else (str(config.mesh_key), web_pass(secret)),
+        keys=() if config.mesh_key is None else (config.mesh_key,),
         allows_public=config.allow_public,
         is_closed=config.join == JoinMode.APPROVE.value,
-        secret=secret,
+        secret=secret_of(config),
         tokens=tokens,
     )
 

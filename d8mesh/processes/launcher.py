@@ -31,8 +31,14 @@ from d8mesh.edge.presence import Presence
 from d8mesh.http.tls import TlsFiles, files_of, prepared
 from d8mesh.processes.closed import refuse_public
 from d8mesh.processes.console import OrchestratorConsole
-from d8mesh.processes.parent import ask_to_end, end_when_told, exit_code_of, start_child
-from d8mesh.processes.takeover import take_over
+from d8mesh.processes.parent import (
+    ask_to_end,
+    end_at_once_with_parent,
+    end_when_told,
+    exit_code_of,
+    start_child,
+)
+from d8mesh.processes.takeover import take_over, when_free
 
 #: Pauses before a child that died is brought back: none, then these, doubling up to a cap.
 FIRST_RESTART_S: Final = 0.1
@@ -83,6 +89,7 @@ def pause_before_start(deaths: int, *, was_up: bool) -> float:
 
 def run_broker(config: Config, options: argparse.Namespace) -> int:
     """Be the broker process; says on standard output when it is up."""
+    is_up = end_at_once_with_parent()
     # The launcher starts quicker without them.
     from d8mesh.edge.transport.connections import raise_descriptor_limit
     from d8mesh.nodes.broker import Broker
@@ -92,13 +99,16 @@ def run_broker(config: Config, options: argparse.Namespace) -> int:
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
     raise_descriptor_limit()
     tls = files_of(config)
-    broker = Broker(
-        config,
-        _journal(config).parent,
-        web_port=web_port,
-        tls="" if tls is None else tls.fingerprint,
-        say=_tell_launcher,
+    broker = when_free(
+        lambda: Broker(
+            config,
+            _journal(config).parent,
+            web_port=web_port,
+            tls="" if tls is None else tls.fingerprint,
+            say=_tell_launcher,
+        )
     )
+    is_up()
     end_when_told(broker.stop)
     print(json.dumps({"event": "ready", **asdict(broker.ready)}), flush=True)
     broker.run()

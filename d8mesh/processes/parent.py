@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from d8mesh.edge.installation import HERE
@@ -22,10 +23,15 @@ else:
     _NEW_GROUP: Final[dict[str, Any]] = {"process_group": 0}
 
 
-def start_child(*arguments: str, stderr: int | None = None) -> subprocess.Popen[str]:
+def start_child(
+    *arguments: str, stderr: int | None = None, more_env: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[str]:
     """Start ``d8mesh arguments`` with pipes of ours as its standard input and output.
 
     A Ctrl-C is for us alone; what it means for the child we decide.
+
+    Args:
+        more_env: over what it inherits: command lines can be read by everybody on the machine.
     """
     return subprocess.Popen(
         HERE.command(*arguments),
@@ -36,6 +42,7 @@ def start_child(*arguments: str, stderr: int | None = None) -> subprocess.Popen[
         encoding="utf-8",
         errors="replace",
         cwd=HERE.start_folder,
+        env={**os.environ, **more_env},
         **_NEW_GROUP,
     )
 
@@ -72,6 +79,16 @@ def end_when_told(stop: Callable[[], None], *, with_parent: bool = True) -> None
         signal.signal(number, lambda *_: stop())
     if with_parent:
         end_with_parent(stop)
+
+
+def end_at_once_with_parent() -> Callable[[], None]:
+    """End this process at once should its parent end before the returned function was called.
+
+    A process that only begins has promised nothing, and would take what the next start needs.
+    """
+    is_up = threading.Event()
+    end_with_parent(lambda: None if is_up.is_set() else os._exit(0))
+    return is_up.set
 
 
 def end_with_parent(stop: Callable[[], None]) -> None:

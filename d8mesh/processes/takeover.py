@@ -9,9 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from d8mesh.edge.presence import PRESENCE_LOOK_S, Presence, is_present
+from d8mesh.errors import JournalHeldError
+
+_T = TypeVar("_T")
 
 #: What an orchestrator that has ended leaves behind is waited for so long: a stop takes no longer.
 TAKEOVER_S: Final = 10.0
@@ -56,6 +59,25 @@ def take_over(
                 _refuse(journal)
             break
     return launcher, has_waited
+
+
+def when_free(opened: Callable[[], _T]) -> _T:
+    """Return what is opened on the journal, as soon as whoever else had it has ended.
+
+    Its launcher is there, so nobody who is well has it: a broker that was only beginning when its
+    own launcher died may come up late, and take it for the moment in which it learns of that.
+
+    Raises:
+        JournalHeldError: it was held all the time.
+    """
+    until = time.monotonic() + TAKEOVER_S
+    while True:
+        try:
+            return opened()
+        except JournalHeldError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(PRESENCE_LOOK_S)
 
 
 def web_presence(orchestrator: Path) -> Presence:

@@ -45,12 +45,13 @@ from d8mesh.errors import ConfigError, D8Error, NodeClosedError, NotAcknowledged
 from d8mesh.http.application import Application
 from d8mesh.http.guard import Rejections
 from d8mesh.http.origins import Origins
+from d8mesh.http.proxies import TrustedProxies
 from d8mesh.http.routes import Door
 from d8mesh.http.server import MAX_CONNECTIONS, Server
 from d8mesh.http.tls import files_of, server_context
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.processes.closed import guard_of, refuse_public
-from d8mesh.processes.parent import end_when_told
+from d8mesh.processes.parent import end_at_once_with_parent, end_when_told
 from d8mesh.processes.takeover import web_presence
 from d8mesh.processes.token_watch import TokenWatch
 
@@ -72,6 +73,7 @@ _log: Final = logging.getLogger("d8mesh.web")
 
 def run_web(config: Config, options: argparse.Namespace) -> int:
     """Serve REST until told to stop, or until the parent is gone: ``--broker ENDPOINT``."""
+    is_up = end_at_once_with_parent()
     _, broker = options.rest
     folder = Path(config.data_dir) / "logs"
     logs.setup("web", level=config.log_level, folder=folder, to_stderr=False)
@@ -80,6 +82,7 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
     presence = web_presence(Path(config.data_dir) / "orchestrator")
     try:
         bound = bind_patiently(config.web_host, config.web_port)
+        is_up()
         return asyncio.run(_serve(config, broker, bound))
     finally:
         presence.leave()
@@ -105,7 +108,8 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
         batches_door(runner, openai_problem, OpenAiProblem),
     ]
     doors.append(document_door(doors))
-    application = Application(doors, guard, rejections)
+    proxies = TrustedProxies(config.trusted_proxies)
+    application = Application(doors, guard, rejections, proxies)
     watch.tokens.on_end += [chats.end_token, application.end_token]
     tls = None if (files := files_of(config)) is None else server_context(files)
     server = Server(application, [bound], guard.admits, rejections, application.refused, tls)

@@ -28,6 +28,7 @@ from d8mesh.program import command_name
 
 PATIENCE_S = 60.0
 NOW = 1_800_000_000.0
+OURS = "abcd-efgh-ijkl-mnop"
 
 
 def options_of(*arguments: str) -> argparse.Namespace:
@@ -96,6 +97,16 @@ def test_a_machine_waits_is_let_in_and_shown_out_again(
             run(elsewhere, options_of("list"))
 
 
+def test_what_this_machine_trusts_is_asked_of_no_orchestrator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config(mesh="m", data_dir=str(tmp_path))
+    assert run(config, options_of("trust", "k3fq-2mzd-7xwa-pq4e")) == 0
+    assert run(config, options_of("pins")) == 0
+    assert "k3fq-2mzd-7xwa-pq4e" in capsys.readouterr().out
+    assert run(config, options_of("unpin", "all")) == 0
+
+
 class Answers:
     """A client that is answered as it is told."""
 
@@ -154,7 +165,8 @@ def test_names_that_would_do_something_to_a_terminal_are_shown_as_they_are_spell
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_with(Answers(member(name="\x1b[2Jpi")), options_of("approve", "x"))
-    lines = list(listing_lines({"mode": ["lan"], "members": [member(name="\x1b[2J")]}, NOW, None))
+    body = {"mode": ["lan"], "orchestrator": OURS, "members": [member(name="\x1b[2J")]}
+    lines = list(listing_lines(body, NOW, None))
     assert "\x1b" not in capsys.readouterr().out + "".join(lines)
 
 
@@ -164,8 +176,11 @@ def test_the_list_says_how_each_stands() -> None:
         member(banned_s=20.0),
         member(is_own=True, last_seen=NOW - 3.0),
     ]
-    lines = list(listing_lines({"mode": ["approve"], "members": members}, NOW, None))
-    mode, _, waiting, banned, own, hint = lines
+    lines = list(
+        listing_lines({"mode": ["approve"], "orchestrator": OURS, "members": members}, NOW, None)
+    )
+    mode, ours, _, waiting, banned, own, hint = lines
+    assert ours == f"the key of this orchestrator: {OURS}"
     assert mode == "who joins has to be approved here (D8_JOIN=approve)"
     assert waiting.split()[:3] == ["waiting", "?", "?"]
     assert banned.startswith("banned for a while")
@@ -173,9 +188,8 @@ def test_the_list_says_how_each_stands() -> None:
     assert "2 h" in banned
     assert "3 s" in own
     assert hint.endswith("join approve k3fq-2mzd-7xwa-pq4e")
-    assert list(listing_lines({"mode": ["lan"], "members": []}, NOW, None))[1:] == [
-        "nobody has joined yet"
-    ]
+    nobody = {"mode": ["lan"], "orchestrator": OURS, "members": []}
+    assert list(listing_lines(nobody, NOW, None))[2:] == ["nobody has joined yet"]
 
 
 def test_each_way_to_come_in_has_its_words() -> None:

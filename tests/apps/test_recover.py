@@ -54,15 +54,18 @@ def test_the_refusal_names_the_command_and_the_command_mends_it(damaged: Path) -
     content = bytearray(path.read_bytes())
     content[4096 : 2 * 4096] = b"\xff" * 4096
     path.write_bytes(content)
+    standard_input, launcher = os.pipe()
     refused = subprocess.run(
         [sys.executable, "-m", "d8mesh", "_broker"],
         cwd=ROOT,
         capture_output=True,
         encoding="utf-8",
-        stdin=subprocess.DEVNULL,
+        stdin=standard_input,
         env=os.environ | {"D8_DATA_DIR": str(damaged)},
         timeout=60,
     )
+    os.close(standard_input)
+    os.close(launcher)
     assert refused.returncode == 4
     assert f"d8mesh recover --data {damaged}" in refused.stderr
     done = command("recover", "--data", str(damaged))

@@ -90,11 +90,11 @@ def test_an_orchestrator_that_tells_only_its_health_is_listed_with_what_is_wrong
 ) -> None:
     health = {"mesh": "here", "broker_id": "b", "status": "healthy"}
 
-    def half(url: str, path: str, *, answer_s: float) -> Any:
+    def half(url: str, path: str, **more: Any) -> Any:
         return health if path == "/health" else {}
 
     monkeypatch.setattr(status, "ask", half)
-    monkeypatch.setattr(status, "_heard", lambda config: [])
+    monkeypatch.setattr(status, "_heard", lambda *_: [])
     (found,) = status.look(Config(mesh="here"))
     assert (found.health, found.workers, found.problem) == (health, [], "'workers'")
 

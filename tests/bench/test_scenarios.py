@@ -6,7 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from bench import backlog, batches, hot_path, latency, recovery, rest, start, throughput, workers
+from bench import (
+    backlog,
+    batches,
+    curve,
+    hot_path,
+    latency,
+    recovery,
+    rest,
+    start,
+    throughput,
+    workers,
+)
 from bench.constant import serving
 from bench.findings import Findings
 from bench.load import LoadJob, load_beside, run_load
@@ -31,6 +42,15 @@ def test_throughput_measures_d8mesh_and_both_raw_loops() -> None:
         (throughput.RATES, row, "tiny")
         for row in (throughput.MANY, throughput.SINGLE, throughput.RAW, throughput.BATCHED)
     }
+
+
+@pytest.mark.slow
+def test_what_encryption_costs_is_measured_beside_the_same_in_clear() -> None:
+    found = cells(curve.measure(TINY))
+    for side in (curve.ENCRYPTED, curve.CLEAR):
+        assert {(curve.RATES, side, label) for label, _ in curve.PAYLOADS.values()} <= found
+        assert (curve.ONE, side, "p50") in found
+    assert (curve.OVER, curve.LATENCY, "p50") in found
 
 
 @pytest.mark.slow

@@ -10,16 +10,15 @@ from typing import Any
 
 
 class HealthPage(http.server.BaseHTTPRequestHandler):
-    """Answers with `body`, and with `unshown` who shows nothing; keeps what was shown."""
+    """Answers with `body`; keeps what was shown."""
 
     body: bytes = b""
-    unshown: bytes = b""
     shown: list[str | None]
 
     def do_GET(self) -> None:
         told = type(self)
         told.shown.append(self.headers["Authorization"])
-        body = told.body if self.headers["Authorization"] else told.unshown or told.body
+        body = told.body
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -36,7 +35,7 @@ class HealthPage(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def health_page() -> Iterator[tuple[str, int]]:
     """Serve `HealthPage` for as long; yields its URL and port."""
-    HealthPage.body, HealthPage.unshown, HealthPage.shown = b"", b"", []
+    HealthPage.body, HealthPage.shown = b"", []
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HealthPage)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()

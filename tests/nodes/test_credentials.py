@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from d8mesh.config import Config
-from d8mesh.core.protocol.membership import announced_proof, mesh_secret, web_pass
+from d8mesh.core.protocol.membership import mesh_secret
 from d8mesh.edge.transport.keys import CLIENT_FOLDER, KEY_FILE
 from d8mesh.errors import KeyFileError
 from d8mesh.nodes.credentials import (
@@ -17,7 +17,6 @@ from d8mesh.nodes.credentials import (
     credentials_of,
     secret_of,
     web_access,
-    web_fields,
 )
 from tests.keyed import PEER
 
@@ -60,28 +59,8 @@ def test_the_mesh_secret_is_made_once_and_only_of_a_mesh_key() -> None:
     assert MESH_KEY not in repr(credentials_of(config, PEER))
 
 
-CLOSED = Config(mesh_key=MESH_KEY)
-
-
-def told(secret: bytes) -> dict[str, object]:
-    """Return what an orchestrator with this secret says of itself."""
-    server_key = bytes(32)
-    return {"server_key": server_key.hex(), "proof": announced_proof(secret, server_key).hex()}
-
-
-def test_only_who_proves_the_mesh_key_is_shown_what_is_made_of_it() -> None:
-    secret = mesh_secret(MESH_KEY, "d8")
-    shown = {"Authorization": f"Bearer {web_pass(secret)}"}
-    assert web_fields(CLOSED, told(secret), is_given=False) == shown
-    assert MESH_KEY not in str(shown)
-    for other in (told(b"x" * 32), {}, {"server_key": "zz", "proof": None}):
-        assert web_fields(CLOSED, other, is_given=True) == {}
-    assert web_fields(Config(), told(secret), is_given=True) == {}
-
-
-def test_an_access_token_goes_only_where_a_person_said() -> None:
-    config = Config(token="d8_mine", orchestrator_url="http://d8:7001")
-    assert web_fields(config, {}, is_given=True) == {"Authorization": "Bearer d8_mine"}
-    assert web_fields(config, {}, is_given=False) == {}
-    assert web_access(config).given == "http://d8:7001"
-    assert "d8_mine" not in repr(config) + repr(web_access(config))
+def test_a_rest_port_is_come_to_with_what_is_set_here() -> None:
+    access = web_access(Config(token="d8_mine", tls_trust=("f" * 64,), mesh_key=MESH_KEY))
+    assert (access.token, access.trusted) == ("d8_mine", frozenset({"f" * 64}))
+    assert access.secret == mesh_secret(MESH_KEY, "d8")
+    assert "d8_mine" not in repr(access)

@@ -14,7 +14,6 @@ from tests.keyed import SERVER
 from tests.nodes.health_page import HealthPage, health_page
 from tests.nodes.mesh import free_port
 
-KEY = "0123456789abcdef"
 TOLD = {
     "broker_port": 7010,
     "broker_id": "b",
@@ -49,25 +48,16 @@ def test_what_is_no_orchestrator_is_said_so(body: bytes, page: tuple[str, int]) 
         broker_at(page[0])
 
 
-def test_the_mesh_key_is_not_shown_to_one_that_tells_enough_without_it(
-    page: tuple[str, int],
-) -> None:
-    refusal = {"error": "this mesh has a key", "code": "access.token"}
-    HealthPage.body = json.dumps(TOLD | refusal).encode()
-    assert broker_at(page[0], key=KEY).server_key == SERVER.public
-    assert HealthPage.shown == [None]
-    HealthPage.unshown = json.dumps(refusal).encode()
-    assert broker_at(page[0], key=KEY).server_key == SERVER.public
-    assert HealthPage.shown == [None, None, f"Bearer {KEY}"]
+REFUSAL = {"error": "this mesh is closed", "code": "access.token"}
 
 
-def test_a_key_that_is_missing_or_another_is_said_so(page: tuple[str, int]) -> None:
-    HealthPage.body = b'{"error": "this mesh has a key", "code": "access.token"}'
-    with pytest.raises(BrokerUnavailableError, match="has a D8_MESH_KEY, set it here too"):
+def test_nothing_of_ours_is_shown_to_a_closed_one(page: tuple[str, int]) -> None:
+    HealthPage.body = json.dumps(TOLD | REFUSAL).encode()
+    assert broker_at(page[0]).server_key == SERVER.public
+    HealthPage.body = json.dumps(REFUSAL).encode()
+    with pytest.raises(BrokerUnavailableError, match="is closed, and does not tell yet"):
         broker_at(page[0])
-    with pytest.raises(BrokerUnavailableError, match="another D8_MESH_KEY than here") as caught:
-        broker_at(page[0], key=KEY)
-    assert KEY not in str(caught.value)
+    assert HealthPage.shown == [None, None]
 
 
 def test_a_url_where_nobody_answers_or_can_is_said_so() -> None:

@@ -16,7 +16,8 @@ from d8mesh.core.protocol.messages import Beat, Welcome, Work, WorkGroup
 from d8mesh.core.worker.broker_session import Profile
 from d8mesh.core.worker.session import WorkerSession
 from d8mesh.edge.identity import Identity
-from d8mesh.edge.transport.sockets import DealerLink, RouterEndpoint, Waker
+from d8mesh.edge.transport.router import RouterEndpoint
+from d8mesh.edge.transport.sockets import DealerLink, Waker
 from d8mesh.nodes.worker.orchestrators import Orchestrators
 from d8mesh.nodes.worker.runner import WorkerRunner
 from d8mesh.nodes.worker.slots import Bell, Slots

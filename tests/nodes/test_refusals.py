@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +25,12 @@ from d8mesh.errors import (
 )
 from d8mesh.nodes.client import Client
 from d8mesh.nodes.client.aio.client import AsyncClient
-from d8mesh.nodes.reconnector import refusals
+from d8mesh.nodes.reconnector import reconnector, refusals
 from d8mesh.nodes.reconnector.refusals import pause_after, refusal_of
 from d8mesh.nodes.worker import Worker
 from tests.keyed import PEER, SERVER
 from tests.nodes.gated import GatedBroker
-from tests.nodes.mesh import PATIENCE_S, until
+from tests.nodes.mesh import PATIENCE_S, mesh_in, until
 
 #: Long enough for a storm to show itself.
 WATCH_S = 2.5
@@ -215,3 +216,24 @@ def test_a_client_that_knows_another_key_says_what_to_do(tmp_path: Path, quick: 
         with Client(endpoint=f"tcp://127.0.0.1:{broker.port}", config=config) as client:
             until(lambda: "does not have the key" in client.trouble)
             assert broker.heard == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="multicast on loopback")
+def test_a_client_that_hears_only_strangers_says_so_and_goes_on_when_one_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconnector, "STRANGERS_ONLY_S", 0.2)
+    with mesh_in(tmp_path) as mesh:
+        pins = PinFile(tmp_path / "data")
+        pins.add(mesh.mesh, Pin(fingerprint(PEER.public), PEER.public))
+        port = mesh.broker(is_announced=True)
+        with Client(config=mesh.config()) as client:
+            with pytest.raises(OrchestratorKeyError, match="join trust"):
+                client.wait_connected(PATIENCE_S)
+            with pytest.raises(OrchestratorKeyError, match="nothing is said to it"):
+                client.call("echo", {}, timeout=PATIENCE_S)
+            assert "join trust" in client.trouble
+            pins.add(mesh.mesh, Pin(fingerprint(mesh.key(port))))
+            until(lambda: client.node.session.is_up)
+            assert client.wait_connected(PATIENCE_S)
+            assert mesh.key(port) in [pin.key for pin in pins.of(mesh.mesh)]

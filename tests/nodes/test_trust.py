@@ -103,6 +103,19 @@ def test_where_the_first_does_not_answer_another_is_tried(tmp_path: Path) -> Non
     assert trust.may_contact(who(B))
 
 
+def test_one_that_a_person_has_named_comes_first_where_nothing_is_known(tmp_path: Path) -> None:
+    config = Config(mesh="m", data_dir=str(tmp_path))
+    trust = OrchestratorTrust(config, None, is_one_named=True)
+    assert not trust.may_contact(who(A)), "heard before the named one has answered"
+    trust.prefer(B)
+    assert trust.may_contact(who(B))
+    assert not trust.may_contact(who(A))
+    trust.welcomed(B, "named")
+    assert not trust.may_contact(who(A))
+    trust.prefer(A)
+    assert not trust.may_contact(who(A)), "where one is known, a name is a hint"
+
+
 def test_a_flood_of_made_up_orchestrators_fills_neither_log_nor_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

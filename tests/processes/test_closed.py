@@ -5,21 +5,13 @@ from __future__ import annotations
 import pytest
 
 from d8mesh.config import Config
-from d8mesh.core.protocol.membership import web_pass
+from d8mesh.core.protocol.membership import link_pass, mesh_secret
 from d8mesh.errors import ConfigError
 from d8mesh.http.answers import Refusal
-from d8mesh.nodes.credentials import secret_of
 from d8mesh.processes.closed import guard_of, refuse_public
 
 KEY = "0123456789abcdef"
 FAR = "192.168.1.9"
-
-
-def bearer(config: Config) -> dict[str, str]:
-    """Return what our own nodes show."""
-    secret = secret_of(config)
-    assert secret is not None
-    return {"Authorization": f"Bearer {web_pass(secret)}"}
 
 
 def code_of(config: Config, peer: str = FAR, **fields: str) -> str:
@@ -36,9 +28,10 @@ def test_a_mesh_key_closes_the_port_but_to_who_shows_it() -> None:
     assert code_of(config) == "access.token"
     assert code_of(config, "127.0.0.1") == ""
     assert code_of(config, authorization=f"Bearer {KEY}") == ""
-    assert code_of(config, authorization=bearer(config)["Authorization"]) == ""
-    other = bearer(Config(mesh_key=KEY, mesh="other"))
-    assert code_of(config, authorization=other["Authorization"]) == "access.token"
+    secret, link = mesh_secret(KEY, config.mesh), "a" * 32
+    shown = f"Bearer {link_pass(secret, link)}"
+    assert code_of(config, authorization=shown, x_d8_link=link) == ""
+    assert code_of(config, authorization=shown) == "access.token"
 
 
 def test_where_keys_are_approved_the_port_is_closed_too() -> None:

@@ -212,6 +212,18 @@ def test_a_start_waits_for_what_a_launcher_that_was_killed_has_left(
     assert child.wait(PATIENCE_S) == 0
 
 
+def test_a_broker_whose_launcher_died_before_it_was_up_takes_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "d8mesh", "_broker"],
+        stdin=subprocess.PIPE,
+        env=os.environ | {"D8_DATA_DIR": str(tmp_path)},
+    ) as broker:
+        assert broker.stdin is not None
+        broker.stdin.close()
+        assert broker.wait(PATIENCE_S) == 0
+    assert not (tmp_path / "orchestrator" / "journal.db").exists()
+
+
 def test_a_start_waits_for_an_orchestrator_that_is_told_to_stop(children: Children) -> None:
     first = up(children)
     first.close_input()

@@ -11,7 +11,7 @@ from d8mesh.edge.presence import Presence, is_present
 from d8mesh.edge.sqlite import Journal
 from d8mesh.errors import JournalHeldError
 from d8mesh.processes import takeover
-from d8mesh.processes.takeover import TAKEOVER_S, take_over, web_presence
+from d8mesh.processes.takeover import TAKEOVER_S, take_over, web_presence, when_free
 
 
 class Start:
@@ -72,6 +72,28 @@ def test_who_does_not_end_keeps_the_folder(start: Start, monkeypatch: pytest.Mon
         start.take_over()
     assert start.waited_s > 0
     assert not is_present(start.journal.with_name("launcher.lock"))
+    journal.close()
+
+
+def test_what_is_held_for_a_moment_is_opened_after_it(start: Start) -> None:
+    held = [Journal(start.journal)]
+
+    def opened() -> Journal:
+        try:
+            return Journal(start.journal)
+        except JournalHeldError:
+            held.pop().close()
+            raise
+
+    when_free(opened).close()
+    assert held == []
+
+
+def test_what_is_held_for_good_is_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(takeover, "TAKEOVER_S", 0.05)
+    journal = Journal(start.journal)
+    with pytest.raises(JournalHeldError):
+        when_free(lambda: Journal(start.journal))
     journal.close()
 
 

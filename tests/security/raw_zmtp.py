@@ -89,8 +89,16 @@ class RawZmtp:
         self.socket.close()
 
     def shake_hands(self, server_key: bytes, keys: KeyPair | None = None) -> RawZmtp:
-        """Greet, and do the whole handshake of CURVE as a DEALER."""
-        keys, fleeting = keys or new_pair(), new_pair()
+        """Greet, and do the whole handshake of CURVE as a DEALER; closed if that fails."""
+        try:
+            self._shake_hands(server_key, keys or new_pair())
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _shake_hands(self, server_key: bytes, keys: KeyPair) -> None:
+        fleeting = new_pair()
         self.socket.sendall(greeting("CURVE"))
         self._take(64)
         number = self._number()
@@ -111,7 +119,6 @@ class RawZmtp:
         self.command(b"\x08INITIATE" + cookie + number + box)
         told = self.read_frame()
         assert told[:6] == b"\x05READY", told[:40]
-        return self
 
     def sealed(self, content: bytes, flags: int = 0) -> bytes:
         """Return the bytes of one encrypted frame."""

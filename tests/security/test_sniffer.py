@@ -30,8 +30,8 @@ PLAIN: Final = "PLAIN-d00d"
 
 HANDLERS: Final = f"""
 def told(data, context):
-    for part in "{PIECE}".split("-"):
-        context.chunk({{"text": "{PIECE}"}})
+    for _ in range(2):
+        context.emit({{"text": "{PIECE}"}})
     return {{"output": "{RESULT}" + "-" + str(len(data["text"]))}}
 
 def register(worker):
@@ -47,9 +47,10 @@ with Client(config=Config.from_env(os.environ)) as client:
         task = client.submit("told", {"text": sys.argv[1]}, listen=True)
         assert sys.argv[2] in str(list(task.stream(60)))
         print(task.id, task.result(60)["output"], flush=True)
-    chat = client.submit("agent_action", {"prompt": sys.argv[3], "max_tokens": 8})
+    messages = [{"role": "user", "content": sys.argv[3]}]
+    chat = client.submit("agent_action", {"messages": messages, "max_tokens": 8})
     answer = chat.result(60)
-    print(chat.id, answer["text"], flush=True)
+    print(chat.id, answer["output"], flush=True)
 """
 IN_CLEAR: Final = """
 import socket, sys
@@ -80,6 +81,7 @@ def test_who_listens_on_the_bridge_sees_no_payload_id_result_or_key(
         switch, sniffer = sniff(lan, recorded)
         try:
             settings = {"D8_MESH_KEY": key} if key else {}
+            by_url = {"ORCHESTRATOR_URL": f"http://{boss.address}:7001"} if key else {}
             standin = far.popen(
                 [sys.executable, str(ROOT / "tests" / "ollama_standin.py"), "--port", "11434"],
                 stdout=subprocess.DEVNULL,
@@ -88,15 +90,15 @@ def test_who_listens_on_the_bridge_sees_no_payload_id_result_or_key(
             base = {"DEEPSEEK_BASE_URL": "http://127.0.0.1:11434"}
             log = machines.start(far, "worker", "--tasks", str(handlers), **base, **settings)
             until(lambda: "joined" in log.read_text("utf-8"), "a worker that joins")
-            done = user.run(
-                [sys.executable, "-c", ASKING, PAYLOAD, PIECE, PROMPT],
-                env={
-                    "PYTHONPATH": str(ROOT), "D8_MESH": machines.mesh, "FLASK_HOST": "",
-                    "D8_DATA_DIR": str(tmp_path / "user"), "D8_INTERFACES": "", **settings,
-                },
-                within_s=120,
-            )  # fmt: skip
+            env = {
+                "PYTHONPATH": str(ROOT), "D8_MESH": machines.mesh, "D8_NO_ENV_FILE": "1",
+                "D8_DATA_DIR": str(tmp_path / "user"), "D8_INTERFACES": "", **settings, **by_url,
+            }  # fmt: skip
+            asking = [sys.executable, "-c", ASKING, PAYLOAD, PIECE, PROMPT]
+            done = user.run(asking, env=env, within_s=120)
             assert done.returncode == 0, done.stderr
+            looked = user.run([sys.executable, "-m", "d8mesh", "status"], env=env)
+            assert looked.returncode == 0, looked.stdout + looked.stderr
             assert standin.poll() is None
             user.run([sys.executable, "-c", IN_CLEAR, boss.address, PLAIN])
             until(lambda: PLAIN.encode() in recorded.read_bytes(), "what is sent in clear")

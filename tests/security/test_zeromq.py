@@ -5,7 +5,8 @@ The numbers are those of the list in ``docs/SECURITY.md``.
 
 from __future__ import annotations
 
-import os
+import contextlib
+import secrets
 import socket
 import struct
 import sys
@@ -13,8 +14,11 @@ import threading
 import time
 from collections.abc import Iterator
 
+import msgspec
+import psutil
 import pytest
 
+from d8mesh.apps.status import ask
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.edge.transport.byte_guard import UNFINISHED
@@ -48,7 +52,7 @@ class Door:
 
     def __init__(self, abused: Abused) -> None:
         self.port = abused.mesh.broker_port
-        self.server_key = bytes.fromhex(abused.health()["server_key"])
+        self.server_key = bytes.fromhex(ask(abused.mesh.url, "/health")["server_key"])
         self.mesh = abused.mesh.config.mesh
 
     def connect(self, said: bytes = b"") -> RawZmtp:
@@ -61,8 +65,8 @@ class Door:
 
     def join(self, keys: KeyPair | None = None) -> RawZmtp:
         """Be a client as it should be."""
-        made = self.shake_hands(keys)
-        made.send(encode(m.ClientHello(1, self.mesh, f"{os.getpid():010d}abcdef", "stranger")))
+        made, session = self.shake_hands(keys), secrets.token_hex(8)
+        made.send(encode(m.ClientHello(1, self.mesh, session, "stranger")))
         assert isinstance(decode_to_client(made.receive()), m.Welcome)
         return made
 
@@ -142,8 +146,11 @@ def test_20_old_versions_and_no_encryption_are_refused(
 
 @needs_sodium
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere bytes are not counted")
-@pytest.mark.parametrize("size", [0, 200_000], ids=["empty frames", "large frames"])
-@pytest.mark.parametrize("has_joined", [False, True])
+@pytest.mark.parametrize(
+    ("has_joined", "size"),
+    [(False, 0), (False, 200_000), (True, 200_000)],
+    ids=["empty frames", "large frames", "large frames of a client"],
+)
 def test_20_a_message_of_ever_more_frames_is_ended_and_memory_is_bounded(
     abused: Abused, door: Door, has_joined: bool, size: int
 ) -> None:
@@ -178,6 +185,17 @@ def _send_until_cut(odd: RawZmtp, content: bytes) -> None:
 # ------------------------------------------------------------------------ 22: thousands
 
 
+def connections_of(abused: Abused) -> set[int]:
+    """Return the ports from which the workers are connected to the broker."""
+    found: set[int] = set()
+    for worker in abused.mesh.workers:
+        for each in psutil.Process(worker.process.pid).net_connections("tcp"):
+            if each.raddr and each.raddr.port == abused.mesh.broker_port:
+                found.add(each.laddr.port)
+    assert found
+    return found
+
+
 def _knock_often(door: Door, count: int) -> list[socket.socket]:
     made = []
     for _ in range(count):
@@ -188,7 +206,7 @@ def _knock_often(door: Door, count: int) -> list[socket.socket]:
 def test_22_two_thousand_connections_are_capped_and_the_others_go_on(
     abused: Abused, door: Door
 ) -> None:
-    before = abused.rejected()
+    before, linked = abused.rejected(), connections_of(abused)
     made = _knock_often(door, 2000)
     try:
         until(lambda: (abused.rejected() - before).total() == 2000, "each is counted")
@@ -198,10 +216,26 @@ def test_22_two_thousand_connections_are_capped_and_the_others_go_on(
     told = abused.rejected() - before
     assert set(told) <= {("broker", CROWD), ("broker", SILENT)}
     # What was silent for its time makes room for others.
-    assert told["broker", CROWD] >= 2000 - 2 * MAX_UNHEARD_PER_ADDRESS
+    assert told["broker", CROWD] >= 2000 - 3 * MAX_UNHEARD_PER_ADDRESS
     abused.goes_on()
-    (worker,) = abused.health()["workers"] if "workers" in abused.health() else (None,)
-    del worker
+    assert connections_of(abused) == linked
+
+
+@needs_sodium
+def test_22_so_are_connections_that_shake_hands_and_say_no_more(abused: Abused, door: Door) -> None:
+    count, linked = MAX_UNHEARD_PER_ADDRESS + 100, connections_of(abused)
+    made: list[RawZmtp] = []
+    try:
+        before = abused.rejected()
+        for _ in range(count):
+            with contextlib.suppress(OSError):  # the cap was there before the handshake's end
+                made.append(door.shake_hands())
+        until(lambda: (abused.rejected() - before)["broker", CROWD] >= 90, "they are capped")
+        abused.goes_on()
+        assert connections_of(abused) == linked
+    finally:
+        for each in made:
+            each.close()
 
 
 # ------------------------------------------------------------------- 23: oversize frames
@@ -215,3 +249,97 @@ def test_23_a_frame_that_is_too_large_ends_its_connection(
     with abused.refused("broker", FRAME), door.join() as odd:
         odd.socket.sendall(b"\x02" + struct.pack(">Q", size) + bytes(1000))
         assert odd.ends_within(CLOSED_S)
+
+
+# ------------------------------------------------------------------- 24: what is no message
+
+_SUBMIT = encode(m.Submit(1, "0123456789abcdef", 0, [m.Group("echo", 5, [b"x"])]))
+_QUERY = encode(m.Query(1, "tasks", {}))[:-1]
+
+
+@needs_sodium
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        _SUBMIT[:-1],
+        _SUBMIT[:10],
+        _SUBMIT + b"\xc0",
+        _SUBMIT * 2,
+        _SUBMIT.replace(b"echo", b"ec\xff\xfe"),
+        _QUERY + b"\x81\xa1x" + b"\x91" * 50_000 + b"\xc0",
+        _QUERY + b"\x81\xa1x\xdd\xff\xff\xff\xff",
+        _QUERY + b"\xdf\xff\xff\xff\xff",
+        _QUERY + b"\x81\xa1x\xc6\xff\xff\xff\xff" + b"x" * 100,
+        _QUERY + b"\x81\xa1x\xdd\x00\x98\x96\x80" + b"\x90" * 10_000_000,
+        _SUBMIT[:-10] + b"\xc7\x08\x05" + bytes(8),
+        b"\xc1" * 100,
+        b"\x80",
+        b"{\"type\": \"echo\"}",
+        b"\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94.",
+    ],
+    ids=[
+        "empty", "truncated", "cut short", "trailing", "twice", "no UTF-8", "nested",
+        "announced array", "announced map", "announced bytes", "ten million arrays", "extension",
+        "unused byte", "a map", "JSON", "pickle",
+    ],
+)  # fmt: skip
+def test_24_what_is_no_message_is_dropped_with_a_strike_and_takes_no_memory(
+    abused: Abused, door: Door, content: bytes
+) -> None:
+    broker = abused.node("_broker")
+    with door.join() as odd:
+        before = broker.rss_bytes()
+        with abused.refused("broker", "protocol.invalid"):
+            odd.send(content)
+            told = decode_to_client(odd.receive())
+            assert isinstance(told, m.Refused)
+            assert (told.seq, told.code) == (0, "protocol.invalid")
+        assert broker.rss_bytes() - before < 4 * len(content) + 30_000_000
+        odd.send(encode(m.Query(7, "health", {})))  # a strike is not the end
+        while isinstance(told, m.Refused):
+            told = decode_to_client(odd.receive())
+        assert isinstance(told, m.Answer | m.Beat)
+
+
+# -------------------------------------------------- 25: frames, verbs and versions unknown
+
+
+@needs_sodium
+@pytest.mark.parametrize("parts", [2, 3, 1000])
+def test_25_a_message_of_several_frames_is_dropped_whole_and_counted_once(
+    abused: Abused, door: Door, parts: int
+) -> None:
+    with door.join() as odd, abused.refused("broker", "protocol.invalid"):
+        for n in range(parts):
+            odd.send(_SUBMIT, MORE if n < parts - 1 else 0)
+        told = decode_to_client(odd.receive())
+        assert isinstance(told, m.Refused)
+        assert told.code == "protocol.invalid"
+
+
+@needs_sodium
+@pytest.mark.parametrize("verb", [0, 2, 9, 18, 39, 40, 43, 50, 99, -1, 1 << 63])
+def test_25_an_unknown_verb_is_dropped_and_counted(abused: Abused, door: Door, verb: int) -> None:
+    with door.join() as odd, abused.refused("broker", "protocol.invalid"):
+        odd.send(msgspec.msgpack.encode([verb, 1, 2]))
+        told = decode_to_client(odd.receive())
+        assert isinstance(told, m.Refused)
+        assert told.code == "protocol.invalid"
+
+
+@needs_sodium
+@pytest.mark.parametrize("version", [0, 2, 99, 1 << 40])
+@pytest.mark.parametrize("fields", [0, 2, 30])
+def test_25_an_unknown_version_is_answered_once_with_the_versions_spoken(
+    abused: Abused, door: Door, version: int, fields: int
+) -> None:
+    with door.shake_hands() as odd, abused.refused("broker", "protocol.version"):
+        odd.send(msgspec.msgpack.encode([20, version, *["new"] * fields]))
+        told = decode_to_client(odd.receive())
+        assert isinstance(told, m.Refused)
+        assert (told.seq, told.code) == (0, "protocol.version")
+        assert told.message == f"version {version}: spoken here are 1"
+        odd.socket.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            odd.receive()

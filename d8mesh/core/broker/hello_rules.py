@@ -6,7 +6,13 @@ from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.state import BrokerState, ClientState
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol.membership import fingerprint, is_same_proof, join_proof
-from d8mesh.core.protocol.messages import VERSIONS, ClientHello, Refused, WorkerHello
+from d8mesh.core.protocol.messages import (
+    VERSIONS,
+    ClientHello,
+    Refused,
+    WorkerHello,
+    spoken_instead_of,
+)
 from d8mesh.errors import BannedError, D8Error, MeshKeyError, NotAdmittedError, RevokedError
 
 
@@ -36,9 +42,7 @@ def refuse_hello(
 ) -> Refused | None:
     """Return why a HELLO is refused, or None."""
     if message.version not in VERSIONS:
-        spoken = ", ".join(map(str, VERSIONS))
-        text = f"version {message.version}: spoken here are {spoken}"
-        return Refused(0, "protocol.version", text)
+        return Refused(0, "protocol.version", spoken_instead_of(message.version))
     mesh = state.policy.mesh
     if message.mesh != mesh:
         return Refused(0, "access.forbidden", f"this is mesh {mesh!r}, not {message.mesh!r}")

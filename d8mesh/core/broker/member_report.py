@@ -9,7 +9,7 @@ from typing import Final
 from d8mesh.core.broker.members import Member, Members
 from d8mesh.core.broker.members_view import Membership
 from d8mesh.core.broker.state import BrokerState
-from d8mesh.core.protocol.membership import FINGERPRINT_CHARS, JoinMode
+from d8mesh.core.protocol.membership import FINGERPRINT_CHARS, JoinMode, fingerprint
 from d8mesh.errors import AmbiguousMemberError, UnknownMemberError
 
 #: The standings in which a key can be let in, shown out, or forgotten.
@@ -20,7 +20,7 @@ FIT: Final = {
 }
 #: Of several that a name means, so many are named.
 MAX_TWINS_NAMED: Final = 5
-_FINGERPRINT: Final = re.compile(rf"[a-z2-7]{{{FINGERPRINT_CHARS}}}", re.ASCII)
+_BARE_FINGERPRINT: Final = re.compile(rf"[a-z2-7]{{{FINGERPRINT_CHARS}}}", re.ASCII)
 
 Body = dict[str, object]
 
@@ -30,6 +30,7 @@ def listing(state: BrokerState) -> Body:
     members = state.members
     return {
         "mode": modes_of(state),
+        "orchestrator": fingerprint(state.policy.server_key),
         "waiting": len(members.waiting),
         "members": [shown(state, member) for member in members.all()],
     }
@@ -96,7 +97,7 @@ def found(members: Members, action: str, who: str) -> Member:
 
 def _is_called(member: Member, who: str) -> bool:
     bare = who.lower().replace("-", "")
-    if _FINGERPRINT.fullmatch(bare):  # nobody may call itself what another key is shown as
+    if _BARE_FINGERPRINT.fullmatch(bare):  # nobody may call itself what another key is shown as
         return member.fingerprint.replace("-", "") == bare
     return who == member.name or who in member.worker_ids
 

@@ -16,7 +16,7 @@ from msgspec.structs import astuple, replace
 
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.elements import has_more_than
-from d8mesh.errors import ProtocolError
+from d8mesh.errors import ProtocolError, VersionError
 
 _M = TypeVar("_M")
 Decode: TypeAlias = Callable[[bytes | memoryview], _M]
@@ -89,6 +89,8 @@ def _decoder(kind: type[_M], *, name: str, is_strict: bool = False) -> Decode[_M
         try:
             message = decoder.decode(frame)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+            if is_strict and (version := _other_version(frame)) is not None:
+                raise VersionError(m.spoken_instead_of(version)) from error
             raise ProtocolError(f"not a message to a {name}: {error}") from error
         check = _COLUMN_CHECKS.get(type(message))
         if check is not None and not check(message):
@@ -107,6 +109,19 @@ def _is_bounded(frame: bytes | memoryview) -> bool:
         return True
     most = min(FREE_ELEMENTS + len(frame) // BYTES_PER_ELEMENT, MAX_ELEMENTS)
     return not has_more_than(most, frame)
+
+
+def _other_version(frame: bytes | memoryview) -> int | None:
+    """Return the version of a HELLO that is not spoken here: it may have other fields.
+
+    Its second element is its version in every version.
+    """
+    try:
+        opening = _OPENING.decode(frame)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    is_other = opening.tag in _HELLO_TAGS and opening.version not in m.VERSIONS
+    return opening.version if is_other else None
 
 
 def _submit_is_bounded(message: m.Submit) -> bool:
@@ -167,6 +182,16 @@ _COLUMN_CHECKS: Final[dict[type, Callable[..., bool]]] = {
     m.Outcomes: lambda it: len(it.ids) == len(it.states) == len(it.payloads),
 }
 
+
+class _Opening(msgspec.Struct, array_like=True, frozen=True):
+    """How a HELLO of any version begins; what follows is passed over."""
+
+    tag: int
+    version: int
+
+
+_OPENING: Final = msgspec.msgpack.Decoder(_Opening)
+_HELLO_TAGS: Final = (m.WorkerHello.__struct_config__.tag, m.ClientHello.__struct_config__.tag)
 _TAGS_IN_COLUMNS: Final = frozenset(
     kind.__struct_config__.tag
     for kind in (m.Results, m.Release, m.Chunks, m.Submit, m.Watch, m.Unwatch, m.Delivered)

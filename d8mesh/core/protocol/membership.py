@@ -20,8 +20,6 @@ PROOF_BYTES: Final = 32
 #: Characters of a fingerprint without its hyphens: 80 bits, out of reach of a search for a twin.
 FINGERPRINT_CHARS: Final = 16
 _GROUP_CHARS: Final = 4
-#: How the pass of our own nodes begins.
-WEB_PASS_PREFIX: Final = "d8p_"
 #: How the pass of a link begins.
 LINK_PASS_PREFIX: Final = "d8l_"
 
@@ -60,9 +58,11 @@ class Credentials:
 
     def accept(self, server_key: bytes | None, proof: bytes) -> bool:
         """Return whether a WELCOME with this proof is one of our mesh."""
-        if self.secret is None or server_key is None:
+        if self.secret is None:
             return True
-        return is_same_proof(proof, welcome_proof(self.secret, server_key, self.public))
+        return server_key is not None and is_same_proof(
+            proof, welcome_proof(self.secret, server_key, self.public)
+        )
 
 
 #: Of who has no mesh key.
@@ -104,14 +104,6 @@ def join_proof(secret: bytes, server_key: bytes, peer_key: bytes) -> bytes:
 def welcome_proof(secret: bytes, server_key: bytes, peer_key: bytes) -> bytes:
     """Return what an orchestrator shows in its WELCOME: that it knows the mesh key."""
     return _proof(b"welcome", secret, server_key + peer_key)
-
-
-def web_pass(secret: bytes) -> str:
-    """Return what our own nodes show at the HTTP port, where the mesh key would be in clear.
-
-    It opens the HTTP port and nothing else: no worker and no orchestrator can be made with it.
-    """
-    return f"{WEB_PASS_PREFIX}{_proof(b'web', secret, b'').hex()}"
 
 
 def link_pass(secret: bytes, link_id: str) -> str:

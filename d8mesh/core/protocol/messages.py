@@ -72,6 +72,12 @@ __all__ = [
 #: The protocol versions spoken here, newest first; HELLO carries the one it wants.
 VERSIONS: Final = (1,)
 
+
+def spoken_instead_of(version: int) -> str:
+    """Return what whoever says HELLO in another version is told."""
+    return f"version {version}: spoken here are {', '.join(map(str, VERSIONS))}"
+
+
 #: How an attempt ended, one byte each in `Results.kinds`.
 FAILED, SUCCEEDED, REFUSED = 0, 1, 2  # REFUSED: failed in a way that a retry cannot mend
 

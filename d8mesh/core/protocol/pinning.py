@@ -25,7 +25,7 @@ MAX_PINS: Final = 64
 FIRST_CONTACT_S: Final = 10.0
 #: How many wait for their turn; more are not of one mesh.
 MAX_WAITING_KEYS: Final = 16
-_FINGERPRINT: Final = re.compile(r"[a-z2-7]{4}(-?[a-z2-7]{4}){3}", re.ASCII)
+_TYPED_FINGERPRINT: Final = re.compile(r"[a-z2-7]{4}(-?[a-z2-7]{4}){3}", re.ASCII)
 _KEY: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _GROUP: Final = 4
 
@@ -62,10 +62,10 @@ class Trust(Enum):
     @property
     def is_open(self) -> bool:
         """True when it may be contacted."""
-        return self in _OPEN
+        return self in _CONTACTED
 
 
-_OPEN: Final = frozenset({Trust.OWN, Trust.PINNED, Trust.PROVEN, Trust.FIRST})
+_CONTACTED: Final = frozenset({Trust.OWN, Trust.PINNED, Trust.PROVEN, Trust.FIRST})
 
 
 def trust_in(
@@ -101,6 +101,14 @@ class FirstContact:
         self._key, self._until = b"", 0.0
         #: who asked while it was another's turn, in order
         self._waiting: dict[bytes, None] = {}
+
+    def expect(self, now: float) -> None:
+        """A person has named one, whose key will be known soon: all others wait."""
+        self._key, self._until = b"", now + FIRST_CONTACT_S
+
+    def prefer(self, key: bytes, now: float) -> None:
+        """This is the one that a person has named: it is its turn."""
+        self._key, self._until = key, now + FIRST_CONTACT_S
 
     def may(self, key: bytes, now: float) -> bool:
         """Return whether it is this one's turn; a turn lasts `FIRST_CONTACT_S`."""
@@ -143,7 +151,7 @@ def parse_fingerprint(text: str) -> tuple[str, bytes | None]:
     if _KEY.fullmatch(plain):
         key = bytes.fromhex(plain)
         return fingerprint(key), key
-    if _FINGERPRINT.fullmatch(plain):
+    if _TYPED_FINGERPRINT.fullmatch(plain):
         bare = plain.replace("-", "")
         return "-".join(bare[at : at + _GROUP] for at in range(0, len(bare), _GROUP)), None
     raise ConfigError(

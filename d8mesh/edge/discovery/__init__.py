@@ -58,6 +58,7 @@ class Discovery:
             now and then (`listener.RETELL_S`) while it is heard. Never for ourselves.
         browse: which kinds to look for.
         on_trouble: called with a sentence for people; the same one is said once.
+        on_ignored: called with a code for each thing heard that is not heeded.
 
     Thread: `start`, `announce` and `close` may be called from any; they never wait for the
     network, but `close` for its goodbyes (bounded). The callbacks run on discovery's own
@@ -72,11 +73,12 @@ class Discovery:
         on_sighting: Callable[[Sighting], None] = lambda sighting: None,
         browse: Collection[NodeKind] = (),
         on_trouble: Callable[[str], None] = lambda text: None,
+        on_ignored: Callable[[str], None] = lambda code: None,
     ) -> None:
         self._mesh = mesh
         self._addresses = addresses
         self._kinds = tuple(dict.fromkeys(browse))
-        self._report = DiscoveryReport(on_sighting, on_trouble)
+        self._report = DiscoveryReport(on_sighting, on_trouble, on_ignored)
         self._own: dict[NodeKind, Announcement] = {}
         self._said: dict[NodeKind, tuple[Announcement, ServiceInfo]] = {}
         self._zeroconf: AsyncZeroconf | None = None

@@ -79,6 +79,8 @@ class DiscoveryReport:
 
     on_sighting: Callable[[Sighting], None]
     on_trouble: Callable[[str], None]
+    #: told why something that was heard is not heeded: `mdns.record`, `mdns.port`, `mdns.address`
+    on_ignored: Callable[[str], None] = lambda code: None
     #: other meshes that were heard, at most `MAX_STRANGERS`
     strangers: set[str] = field(default_factory=set)
 
@@ -237,6 +239,7 @@ class MulticastListener(RecordUpdateListener):  # zeroconf insists on this base 
         try:
             sighting = from_txt(kind, info.text or b"", port=info.port or 0, addresses=usable)
         except ProtocolError as error:
+            self._report.on_ignored("mdns.record" if info.port else "mdns.port")
             self._complain(f"{info.name!a:.80} ignored: {error}")
             return
         if sighting.mesh != self._mesh:
@@ -245,9 +248,11 @@ class MulticastListener(RecordUpdateListener):  # zeroconf insists on this base 
             return
         if sighting.boot_id in self.own_boots:
             return
-        for address in advertised:
-            if not is_admissible(address):
-                self._complain(f"address {address} of {info.name!a:.80} ignored: not a private one")
+        foreign = [address for address in advertised if not is_admissible(address)]
+        if foreign:
+            self._report.on_ignored("mdns.address")
+        for address in foreign:
+            self._complain(f"address {address} of {info.name!a:.80} ignored: not a private one")
         if usable:
             self._tell(info, sighting)
 

@@ -112,6 +112,7 @@ class Connections:
         caps: Caps | None = None,
     ) -> None:
         self.guard = ByteGuard()
+        self._watched = self.guard.watched
         #: to be counted by the loop, the oldest first
         self.rejections: deque[Rejection] = deque()
         #: how often the loop has taken all there was
@@ -161,7 +162,7 @@ class Connections:
         Peers are served in turn: of so many messages as there are peers, each has had one taken.
         """
         self.round += 1.0 if is_all else len(received) / (len(self._table) + 1)
-        if self.guard.watched and received:
+        if self._watched and received:
             self.guard.hear({peer.routing_id for peer, _ in received})
 
     def drop(self, routing_id: bytes) -> None:

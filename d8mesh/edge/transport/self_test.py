@@ -23,9 +23,9 @@ from d8mesh.errors import D8Error
 #: Four handshakes take 20 ms; a Raspberry Pi that has just been switched on takes its time.
 SELF_TEST_S: Final = 15.0
 _RIGHT: Final = b"a key that may come"
-_REFUSED: Final = b"a key that is refused"
+_UNWANTED: Final = b"a key that is refused"
 _MISTAKEN: Final = b"the key of another orchestrator"
-_OPEN: Final = b"no encryption"
+_UNSEALED: Final = b"no encryption"
 
 
 def prove_gate(
@@ -49,9 +49,9 @@ def prove_gate(
         router.bind("tcp://127.0.0.1:0")
         where = router.getsockopt_string(zmq.LAST_ENDPOINT)
         knocks = (
-            (_REFUSED, server_key, wrong),
+            (_UNWANTED, server_key, wrong),
             (_MISTAKEN, wrong.public, right),
-            (_OPEN, b"", None),
+            (_UNSEALED, b"", None),
             (_RIGHT, server_key, right),
         )
         monitors: dict[zmq.Socket[bytes], bytes] = {}
@@ -64,7 +64,7 @@ def prove_gate(
             f"the test of the gate failed: {_RIGHT.decode()} was not let in within "
             f"{SELF_TEST_S:.0f} s. Nobody could join, so nothing is announced"
         )
-    for said in (_REFUSED, _MISTAKEN, _OPEN):
+    for said in (_UNWANTED, _MISTAKEN, _UNSEALED):
         if said in heard or said not in ended:
             raise D8Error(
                 f"the test of the gate failed: {said.decode()} was not refused. Anybody could "

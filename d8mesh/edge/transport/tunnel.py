@@ -201,9 +201,7 @@ class _Line:
 
     def __init__(self, url: str, access: WebAccess, link_id: str) -> None:
         self._url, self._trusted = url, access.trusted
-        shown = access.token if url == access.given else None
-        if access.secret is not None:
-            shown = link_pass(access.secret, link_id)
+        shown = access.token if access.secret is None else link_pass(access.secret, link_id)
         self._head = (
             f"POST {EXCHANGE_PATH} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
             f"Content-Type: {BYTES_TYPE}\r\n{LINK_HEADER}: {link_id}\r\n"

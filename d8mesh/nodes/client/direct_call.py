@@ -157,7 +157,7 @@ class DirectCall:
         self._link.is_renewed, self._cut_since = False, 0.0
         while self._link.receive(STALE_FRAMES):
             pass  # nobody waits for it: all that counts is asked for anew
-        self._carry_out(self.session.link_up(now))
+        self._carry_out(self.session.link_up(now, self._link.server_key))
 
     def _look(self, now: float) -> None:
         """Notice a broken connection, and do what is due."""
@@ -165,7 +165,7 @@ class DirectCall:
         link.look()
         if link.is_renewed:
             link.is_renewed, self._cut_since = False, 0.0
-            self._carry_out(self.session.link_up(now))
+            self._carry_out(self.session.link_up(now, link.server_key))
         elif link.is_cut:
             self._cut_since = self._cut_since or now
             if now - self._cut_since >= CUT_S:

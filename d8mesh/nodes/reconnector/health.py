@@ -19,28 +19,26 @@ MAX_HEALTH_BYTES: Final = 65_536
 _HEX_64: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
-def broker_at(url: str, *, key: str | None = None, trusted: Collection[str] = ()) -> KnownBroker:
+def broker_at(url: str, *, trusted: Collection[str] = ()) -> KnownBroker:
     """Return what the orchestrator whose REST is at `url` says of itself.
 
-    What it needs no key to be told is enough: its broker's port and key, and the proof that it
-    knows the mesh key. So nothing of ours is shown to whoever answers there.
+    A closed one tells everybody its broker's port and key, and the proof that it knows the mesh
+    key. So nothing of ours is ever shown to whoever answers there.
 
     Args:
         url: ``http://HOST:PORT`` or ``https://HOST:PORT``.
-        key: D8_MESH_KEY, shown only to one that tells nothing without it.
         trusted: fingerprints of certificates that are good there.
 
     Raises:
         BrokerUnavailableError: nothing answers there, or not as an orchestrator does.
     """
-    body = _health_of(url, None, trusted)
-    if body.get("code") == "access.token" and "server_key" not in body and key:
-        body = _health_of(url, key, trusted)
+    body = _health_of(url, trusted)
     port = body.get("broker_port")
     if type(port) is not int or not 0 < port < 65536:
         if body.get("code") == "access.token":
-            which = "another D8_MESH_KEY than here" if key else "a D8_MESH_KEY, set it here too"
-            raise BrokerUnavailableError(f"the orchestrator at {url} has {which}")
+            raise BrokerUnavailableError(
+                f"the orchestrator at {url} is closed, and does not tell yet where its broker is"
+            )
         if body.get("code") == "http.plain":
             raise BrokerUnavailableError(f"{url}: {body.get('error')!s:.200}")
         raise BrokerUnavailableError(f"what answers at {url} is no orchestrator")
@@ -57,8 +55,7 @@ def broker_at(url: str, *, key: str | None = None, trusted: Collection[str] = ()
     )
 
 
-def _health_of(url: str, key: str | None, trusted: Collection[str]) -> dict[str, Any]:
-    fields = {"Authorization": f"Bearer {key}"} if key else {}
+def _health_of(url: str, trusted: Collection[str]) -> dict[str, Any]:
     try:
         body = get_json(
             url,
@@ -66,7 +63,6 @@ def _health_of(url: str, key: str | None, trusted: Collection[str]) -> dict[str,
             trusted,
             timeout_s=HEALTH_ANSWER_S,
             max_bytes=MAX_HEALTH_BYTES,
-            fields=fields,
         )
     except (OSError, ValueError) as error:
         raise BrokerUnavailableError(f"no orchestrator answers at {url}: {error}") from error

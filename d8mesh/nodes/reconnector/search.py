@@ -86,7 +86,9 @@ class Search:
         is_useless: Callable[[str, str], bool] = lambda broker_id, endpoint: False,
     ) -> None:
         self._config, self._given = config, Route.given(given) if given else None
-        self.trust = trust or OrchestratorTrust(config, secret_of(config))
+        self.trust = trust or OrchestratorTrust(
+            config, secret_of(config), is_one_named=given is not None
+        )
         self.known = known or KnownBrokers(self.trust)
         self.only, self._is_useless = only, is_useless
         if self._given is not None and self._given.server_key is not None:
@@ -152,11 +154,12 @@ class Search:
     def _by_url(self, url: str) -> Route | None:
         try:
             trusted = self._trusted_at(*Route(url).address)
-            found = broker_at(url, key=self._config.mesh_key, trusted=trusted)
+            found = broker_at(url, trusted=trusted)
         except BrokerUnavailableError as error:
             self._refused = told(error.__cause__) or str(error)
             event(_log, logging.DEBUG, "url.failed", error=str(error))
             return None
+        self.trust.prefer(found.server_key)
         if not self.trust.may_contact(found):
             self._refused = self.trust.why_not(found)
             return None
@@ -167,6 +170,7 @@ class Search:
         if given.server_key is not None:
             return given
         for each in self._said_to_be_at(*given.address):
+            self.trust.prefer(each.server_key)
             if self.trust.may_contact(each):
                 return given._replace(server_key=each.server_key)
             self._refused = self.trust.why_not(each)

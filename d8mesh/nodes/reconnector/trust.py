@@ -39,6 +39,7 @@ class OrchestratorTrust:
     Args:
         config: mesh and data folder stand there.
         secret: of the mesh key; None: there is none.
+        is_one_named: a person has said where one is: where nothing is known yet, it is the first.
 
     Raises:
         ConfigError: the file with the pins cannot be used.
@@ -46,11 +47,13 @@ class OrchestratorTrust:
     Thread: any.
     """
 
-    def __init__(self, config: Config, secret: bytes | None) -> None:
+    def __init__(self, config: Config, secret: bytes | None, *, is_one_named: bool = False) -> None:
         self._config, self._secret = config, secret
         self._file = PinFile(Path(config.data_dir))
         self._lock = threading.Lock()
         self._first = FirstContact()
+        if is_one_named:
+            self._first.expect(time.monotonic())
         self._pinned = self._file.of(config.mesh)
         #: pins that the disk did not take
         self._unkept: tuple[Pin, ...] = ()
@@ -62,6 +65,12 @@ class OrchestratorTrust:
     def give(self, key: bytes) -> None:
         """Trust the key that a person has given."""
         self._given.add(key)
+
+    def prefer(self, key: bytes | None) -> None:
+        """This key is told at the address that a person has named."""
+        if key is not None:
+            with self._lock:
+                self._first.prefer(key, time.monotonic())
 
     def may_contact(self, broker: KnownBroker, *, is_heard: bool = True) -> bool:
         """Return whether anything may be sent to who is said to be there.

@@ -9,6 +9,7 @@ import queue
 import secrets
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -109,6 +110,8 @@ class Worker:
         self._slots: Slots | None = None
         self._boot_id = secrets.token_hex(8)
         self._keys: KeyPair | None = None
+        #: what mDNS brought and was not heeded, by reason
+        self._ignored: Counter[str] = Counter()
         self._on_failure: Callable[[str], None] | None = None
 
     # ------------------------------------------------------------------ handlers
@@ -385,6 +388,7 @@ class Worker:
             "lost": lost,
             "refused": refused,
             "passed_over": passed_over,
+            "ignored": dict(self._ignored),
             "slots": self._slot_count,
             "running": self._running_count(),
             "stuck": 0 if session is None else session.stuck,
@@ -460,6 +464,7 @@ class Worker:
             on_sighting=lambda sighting: orchestrators.told(sighting.broker),
             browse=(NodeKind.ORCHESTRATOR,),
             on_trouble=self._tell_trouble,
+            on_ignored=lambda code: self._ignored.update([code]),
         )
         if self._status_port:
             announcement = Announcement(

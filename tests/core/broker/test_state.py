@@ -7,6 +7,7 @@ import pytest
 from d8mesh.core.broker.effects import Load, Peer, Record, Send
 from d8mesh.core.broker.state import BrokerState, CatchUp, Policy, Retry, TellOutcomes
 from d8mesh.core.broker.store import PayloadsOf
+from d8mesh.core.protocol.membership import welcome_proof
 from d8mesh.core.protocol.messages import Answer, Beat
 from d8mesh.core.protocol.task import Spec, Submitted
 from d8mesh.core.protocol.tokens import TokenSigner
@@ -19,6 +20,16 @@ PEER = Peer(b"x")
 def state() -> BrokerState:
     policy = Policy(broker_id="o", mesh="m")
     return BrokerState(policy, 1, TokenSigner(bytes(32), 1), lambda: 0.5, now=10.0)
+
+
+def test_a_welcome_proves_the_mesh_key_to_the_key_that_it_goes_to() -> None:
+    secret, ours, theirs = b"s" * 32, b"o" * 32, b"p" * 32
+    policy = Policy(broker_id="o", mesh="m", server_key=ours, mesh_secret=secret)
+    state = BrokerState(policy, 1, TokenSigner(bytes(32), 1), lambda: 0.5, now=10.0)
+    told = state.welcome(Peer(b"x", "10.0.0.1", theirs), 1, [])
+    assert told.proof == welcome_proof(secret, ours, theirs)
+    assert state.welcome(PEER, 1, []).proof == b""
+    assert repr(secret) not in repr(policy)
 
 
 def test_timers_of_one_moment_keep_their_order(state: BrokerState) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from d8mesh.core.client import session as brain
 from d8mesh.core.client.awaited import REWATCH_S
@@ -24,6 +25,7 @@ from d8mesh.core.client.effects import (
 )
 from d8mesh.core.client.session import DOUBT_S, MAX_ASKED, RESEND_S, ClientSession
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.membership import Credentials, join_proof, welcome_proof
 from d8mesh.core.protocol.messages import (
     COMPLETED_STATE,
     MAX_BATCH_TASKS,
@@ -52,6 +54,7 @@ from d8mesh.errors import ProtocolError
 
 SESSION = "0123456789abcdef"
 OTHER = "v" * 16
+SECRET, SERVER_KEY, PEER_KEY = b"s" * 32, b"o" * 32, b"p" * 32
 M = TypeVar("M", bound=Message)
 
 
@@ -95,6 +98,20 @@ def outcomes(*ids: str, state: int = COMPLETED_STATE) -> Outcomes:
 def test_a_link_is_opened_with_hello() -> None:
     (hello,) = sent(new().link_up(0.0), ClientHello)
     assert (hello.version, hello.mesh, hello.session) == (1, "d8", SESSION)
+
+
+def test_a_mesh_key_is_proven_and_its_proof_asked_for() -> None:
+    session = ClientSession(SESSION, "d8", "host", Credentials(PEER_KEY, SECRET))
+    (hello,) = sent(session.link_up(0.0, SERVER_KEY), ClientHello)
+    assert hello.proof == join_proof(SECRET, SERVER_KEY, PEER_KEY)
+    for proof in (b"", hello.proof, welcome_proof(SECRET, PEER_KEY, SERVER_KEY)):
+        (lost,) = session.receive(replace(welcome(), proof=proof), 0.0)
+        assert isinstance(lost, Lost)
+        assert "does not know this machine's D8_MESH_KEY" in lost.why
+        assert not session.is_up
+    proof = welcome_proof(SECRET, SERVER_KEY, PEER_KEY)
+    assert session.receive(replace(welcome(), proof=proof), 0.0)
+    assert session.is_up
 
 
 def test_hello_is_repeated_and_a_link_on_which_nothing_is_heard_is_given_up_soon() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from d8mesh.core.protocol import codec
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_broker, decode_to_client, decode_to_worker, encode
-from d8mesh.errors import ProtocolError
+from d8mesh.errors import ProtocolError, VersionError
 
 S = "0123456789abcdef"
 TOKEN = bytes(16)
@@ -175,6 +175,21 @@ def test_columns_of_delivered_must_agree() -> None:
         decode_to_broker(encode(m.Delivered(1, [f"{S}-1"], [])))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        [10, *HELLO[:2], "\x1b[2Jw", *HELLO[3:]],
+        [10, *HELLO[:6], "pi\nbroker.up", *HELLO[7:]],
+        [10, *HELLO[:8], ["echo\x07"], *HELLO[9:]],
+        [10, *HELLO[:9], ["m\x9b31m"], *HELLO[10:]],
+        [20, 1, "d8", S, "pc\x00"],
+    ],
+)
+def test_names_in_a_hello_have_no_control_characters(said: list[object]) -> None:
+    with pytest.raises(ProtocolError, match="Hello: control characters"):
+        decode_to_broker(msgpack.packb(said))
+
+
 # ------------------------------------------------------------- what is made of a frame
 
 
@@ -239,3 +254,19 @@ def test_what_workers_and_clients_say_at_length_is_not_refused() -> None:
     for message in (services, result, hello):
         assert len(encode(message)) > codec.COUNTED_BYTES
         assert decode_to_broker(encode(message)) == message
+
+
+@pytest.mark.parametrize("tag", [10, 20])
+@pytest.mark.parametrize("rest", [[], ["d8"], ["d8", {"all": "new"}, [1] * 10_000], [None] * 40])
+def test_a_hello_of_another_version_is_told_which_are_spoken_whatever_follows(
+    tag: int, rest: list[object]
+) -> None:
+    with pytest.raises(VersionError, match="version 2: spoken here are 1"):
+        decode_to_broker(msgpack.packb([tag, 2, *rest]))
+
+
+@pytest.mark.parametrize("frame", [[10, 1], [10, "2"], [10], [21, 2], [10, 1, "d8", 5], {}, 7])
+def test_what_is_no_hello_of_another_version_is_just_wrong(frame: object) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        decode_to_broker(msgpack.packb(frame))
+    assert not isinstance(caught.value, VersionError)

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d8mesh.core.protocol.membership import (
+    NOTHING_TO_SHOW,
     PROOF_BYTES,
+    Credentials,
     announced_proof,
     fingerprint,
     is_same_proof,
@@ -50,3 +52,23 @@ def test_a_secret_is_of_one_key_and_mesh() -> None:
     one = mesh_secret("k" * 16, "d8")
     assert one == mesh_secret("k" * 16, "d8")
     assert len({one, mesh_secret("k" * 17, "d8"), mesh_secret("k" * 16, "d9")}) == 3
+
+
+def test_credentials_show_a_proof_to_one_orchestrator_and_accept_its_welcome_alone() -> None:
+    secret = b"s" * 32
+    ours = Credentials(B, secret)
+    assert ours.shown_to(A) == join_proof(secret, A, B)
+    assert ours.accept(A, welcome_proof(secret, A, B))
+    assert not ours.accept(A, welcome_proof(secret, B, A))
+    assert not ours.accept(A, join_proof(secret, A, B))
+    assert not ours.accept(A, b"")
+    assert not ours.accept(None, welcome_proof(secret, A, B))
+    assert ours.shown_to(None) == b""
+    assert secret.hex() not in repr(ours)
+    assert repr(secret) not in repr(ours)
+
+
+def test_without_a_mesh_key_nothing_is_shown_or_asked() -> None:
+    assert NOTHING_TO_SHOW.shown_to(A) == b""
+    assert NOTHING_TO_SHOW.accept(A, b"")
+    assert NOTHING_TO_SHOW.accept(None, b"whatever")

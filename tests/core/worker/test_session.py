@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 
 import pytest
+from msgspec import structs
 
+from d8mesh.core.protocol.membership import Credentials, join_proof, welcome_proof
 from d8mesh.core.protocol.messages import (
     SUCCEEDED,
     Beat,
@@ -61,6 +64,7 @@ from d8mesh.core.worker.service_offer import TOLD_TOGETHER_S
 from d8mesh.core.worker.session import WorkerSession
 
 _numbers = count(1)
+SECRET, SERVER_KEY, PEER_KEY = b"s" * 32, b"o" * 32, b"p" * 32
 
 
 def _session(slots: int = 2, kept: list[KeptResult] | None = None) -> WorkerSession:
@@ -85,6 +89,24 @@ def _welcome(broker_id: str = "a", epoch: int = 1, dropped: list[str] | None = N
 def _join(session: WorkerSession, link: str = "a", now: float = 0.0) -> None:
     assert isinstance(_sent(session.link_up(link, now))[0], WorkerHello)
     session.receive(_welcome(link), link, now)
+
+
+def test_a_mesh_key_is_proven_and_its_proof_asked_for() -> None:
+    session = _session()
+    session.profile = replace(session.profile, credentials=Credentials(PEER_KEY, SECRET))
+    (hello,) = _sent(session.link_up("a", 0.0, SERVER_KEY))
+    assert isinstance(hello, WorkerHello)
+    assert hello.proof == join_proof(SECRET, SERVER_KEY, PEER_KEY)
+    wrong = welcome_proof(SECRET, PEER_KEY, SERVER_KEY)
+    for proof in (b"", hello.proof, wrong):
+        effects = session.receive(structs.replace(_welcome(), proof=proof), "a", 0.0)
+        (trouble,) = [each for each in effects if isinstance(each, Trouble)]
+        assert trouble.code == "access.orchestrator_key"
+        assert not session.brokers["a"].is_welcome
+        assert _sent(effects) == []
+    proof = welcome_proof(SECRET, SERVER_KEY, PEER_KEY)
+    session.receive(structs.replace(_welcome(), proof=proof), "a", 0.0)
+    assert session.brokers["a"].is_welcome
 
 
 def _work(tasks: int, seq: int = 1, timeout_s: float = 60.0) -> Work:

@@ -26,7 +26,8 @@ from d8mesh.edge.transport.connections import (
     Caps,
 )
 from d8mesh.edge.transport.keys import new_pair
-from d8mesh.edge.transport.sockets import Loop, RouterEndpoint, Waker
+from d8mesh.edge.transport.router import RouterEndpoint
+from d8mesh.edge.transport.sockets import Loop, Waker
 from tests.end_to_end.processes import until
 from tests.keyed import SERVER, admit, link_to
 from tests.security.raw_zmtp import MORE, RawZmtp, frame, greeting, needs_sodium

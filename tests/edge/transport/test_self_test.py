@@ -9,10 +9,10 @@ import pytest
 import zmq
 
 from d8mesh.core.protocol.membership import Verdict
-from d8mesh.edge.transport import self_test, sockets
+from d8mesh.edge.transport import router, self_test
 from d8mesh.edge.transport.keys import new_pair
+from d8mesh.edge.transport.router import RouterEndpoint
 from d8mesh.edge.transport.self_test import prove_gate
-from d8mesh.edge.transport.sockets import RouterEndpoint
 from d8mesh.edge.transport.zap import ZAP_DOMAIN, Gate, ZapHandler
 from d8mesh.errors import D8Error
 from tests.keyed import SERVER, admit
@@ -82,6 +82,6 @@ def test_a_door_that_opens_to_nobody_is_noticed(
 
 def test_where_the_gate_does_not_hold_nothing_is_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_test, "SELF_TEST_S", 1.0)
-    monkeypatch.setattr(sockets, "_guarded", lambda context, keys: router_in(context, secret=None))
+    monkeypatch.setattr(router, "_guarded", lambda context, keys: router_in(context, secret=None))
     with pytest.raises(D8Error, match="the test of the gate failed"):
         RouterEndpoint("127.0.0.1", [0], keys=SERVER, gate=admit)

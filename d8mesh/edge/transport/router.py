@@ -1,0 +1,215 @@
+"""The broker's ROUTER: encrypted, behind a gate, its connections watched.
+
+A message is one frame. Nothing here ever blocks in a send.
+
+Source: https://libzmq.readthedocs.io/en/latest/zmq_socket.html, RFC 26/CurveZMQ, RFC 27/ZAP
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import zmq
+
+from d8mesh.core.broker.effects import Peer
+from d8mesh.core.protocol.addresses import endpoint
+from d8mesh.edge.transport.connections import Connections
+from d8mesh.edge.transport.keys import KeyPair
+from d8mesh.edge.transport.self_test import prove_gate
+from d8mesh.edge.transport.socket_options import (
+    AND_MORE,
+    COPIED_BYTES,
+    HANDSHAKE_MS,
+    LINGER_MS,
+    NOBLOCK,
+    READABLE,
+    configure,
+    plain_send,
+)
+from d8mesh.edge.transport.zap import CURVE, ZAP_DOMAIN, Gate, ZapHandler
+from d8mesh.errors import D8Error
+
+#: Connections waiting to be accepted.
+BACKLOG: Final = 1024
+#: Connections whose address and key are remembered.
+MAX_KNOWN_PEERS: Final = 16_384
+#: libzmq's own numbers: on Windows they are not those of Python's `errno`, but of the C library.
+#: A port that the system keeps to itself (EACCES, which zmq.Errno lacks) is as good as taken.
+_TAKEN: Final = (zmq.Errno.EADDRINUSE, errno.EACCES)
+
+
+class RouterEndpoint:
+    """A bound ROUTER.
+
+    Args:
+        hosts: addresses to listen on, all with the same port; ``*`` for all there are.
+        ports: tried in turn; the first free one is taken.
+        keys: the key pair of this orchestrator; None: without encryption, for measurements of
+            what it costs. No production code does that.
+        gate: whether a peer of this address and public key may connect at all; others are
+            refused before a frame of theirs is read (ZAP).
+        is_taken: whether an address and port are somebody else's although they could be bound.
+        wake: called, from a thread of its own, when there are rejections, or to have it received.
+
+    Raises:
+        D8Error: none of the ports is free, or the gate does not hold (`self_test`).
+    """
+
+    def __init__(
+        self,
+        hosts: str | Sequence[str],
+        ports: Sequence[int],
+        *,
+        keys: KeyPair | None,
+        gate: Gate,
+        is_taken: Callable[[str, int], bool] = lambda host, port: False,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._context = zmq.Context()
+        handler = ZapHandler(self._context, gate, mechanism=b"NULL" if keys is None else CURVE)
+        if keys is not None:
+            try:
+                prove_gate(lambda: _guarded(self._context, keys), handler, keys.public)
+            except BaseException:
+                self._context.term()
+                raise
+        self.socket = _guarded(self._context, keys)
+        self._alone = [(self.socket, READABLE)]
+        self._send = plain_send(self.socket)
+        self._peers: dict[bytes, Peer] = {}
+        self._connections = Connections(
+            self._context, self.socket, handshake_s=HANDSHAKE_MS / 1000, wake=wake
+        )
+        #: connections that were refused or cut off, for the loop to count, the oldest first
+        self.rejections = self._connections.rejections
+        self._slow = self._connections.guard.slow
+        try:
+            self.port = self._bind([hosts] if isinstance(hosts, str) else hosts, ports, is_taken)
+        except BaseException:  # also on Ctrl-C: what was taken is let go
+            self.close()
+            raise
+
+    def receive(self, limit: int, *, is_readable: bool = False) -> list[tuple[Peer, bytes | None]]:
+        """Return (who said it, frame) of what has come in, at most `limit`.
+
+        The frame is None for a message of more than one frame.
+
+        Args:
+            is_readable: it is known that something has come in, and need not be asked.
+        """
+        received: list[tuple[Peer, bytes | None]] = []
+        get, peers, alone = self.socket.recv, self._peers, self._alone
+        while len(received) < limit:
+            # Asking whether there is more costs a fifth of the exception that says there is
+            # not; where several came, more is likely.
+            if is_readable:
+                is_readable = False
+            elif len(received) < 2 and not zmq.zmq_poll(alone, 0):
+                break
+            try:
+                routing_id: bytes = get(NOBLOCK)
+            except zmq.Again:
+                break
+            # A frame always follows it. Uncopied, it tells whether there is more at once: to ask
+            # the socket costs more than both calls.
+            part = get(NOBLOCK, False, False)
+            peer = peers.get(routing_id)
+            if peer is None:
+                peer = self._first(routing_id, part)
+            if part.more:
+                while get(NOBLOCK, False).more:
+                    pass
+                received.append((peer, None))
+            else:
+                received.append((peer, part.bytes))
+        self._connections.took(received, is_all=len(received) < limit)
+        return received
+
+    def send(self, routing_id: bytes, frame: bytes) -> bool:
+        """Send without waiting; False: the peer is gone (EHOSTUNREACH) or reads too slowly."""
+        if self._slow and not self._connections.guard.takes(routing_id, len(frame)):
+            return False
+        try:
+            self._send(routing_id, AND_MORE)
+            self._send(frame, NOBLOCK, len(frame) < COPIED_BYTES)
+        except zmq.ZMQError as error:
+            if error.errno == zmq.Errno.EHOSTUNREACH:
+                self._peers.pop(routing_id, None)
+            return False
+        return True
+
+    def drop(self, peer: Peer) -> None:
+        """Close the connection of a peer."""
+        self._connections.drop(peer.routing_id)
+
+    def close(self) -> None:
+        """Let the port go."""
+        self._connections.close()
+        self.socket.close(LINGER_MS)
+        self._context.term()
+
+    def _first(self, routing_id: bytes, part: zmq.Frame) -> Peer:
+        """Return who said the first frame of a connection, by its address and key."""
+        self._connections.hear_first(part, routing_id)
+        address, key = _told_of(part, "Peer-Address"), _told_of(part, "User-Id")
+        if len(self._peers) >= MAX_KNOWN_PEERS:
+            self._peers.clear()  # asked again at the next frame of each
+        peer = self._peers[routing_id] = Peer(
+            routing_id, address.removeprefix("::ffff:"), bytes.fromhex(key) or None
+        )
+        return peer
+
+    def _bind(
+        self, hosts: Sequence[str], ports: Sequence[int], is_taken: Callable[[str, int], bool]
+    ) -> int:
+        for port in ports:
+            if any(is_taken(host, port) for host in hosts):
+                continue
+            found = self._bound(hosts, port)
+            if found is not None:
+                return found
+        raise D8Error(
+            f"the ports {ports[0]} to {ports[-1]} are all taken: stop what uses them, or set "
+            "D8_BROKER_PORT"
+        )
+
+    def _bound(self, hosts: Sequence[str], port: int) -> int | None:
+        """Listen on a port of all addresses, or on none; None if it is taken on one of them."""
+        listening: list[str] = []
+        for host in hosts:
+            self.socket.set(zmq.IPV6, int(host == "*" or ":" in host))  # of the next bind
+            try:
+                self.socket.bind(endpoint(host, port))
+            except zmq.ZMQError as error:
+                for each in listening:
+                    self.socket.unbind(each)
+                if error.errno in _TAKEN:
+                    return None
+                raise D8Error(f"cannot listen on {host}:{port}: {error}") from error
+            listening.append(self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
+            port = int(listening[-1].rpartition(":")[2])
+        return port
+
+
+def _guarded(context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair | None) -> zmq.Socket[bytes]:
+    """Return a ROUTER that is not bound; None: one without encryption."""
+    router = context.socket(zmq.ROUTER)
+    configure(router)
+    router.set(zmq.ROUTER_MANDATORY, 1)
+    router.set(zmq.HEARTBEAT_IVL, 0)
+    router.set(zmq.BACKLOG, BACKLOG)
+    router.set(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+    if keys is not None:
+        router.curve_server = True
+        router.curve_secretkey = keys.secret
+    return router
+
+
+def _told_of(part: zmq.Frame, what: str) -> str:
+    """Return what is known of the connection that a frame came over; "" if nothing is."""
+    try:
+        return str(part.get(what))
+    except zmq.ZMQError:
+        return ""

@@ -1,0 +1,216 @@
+"""The broker's ROUTER on loopback: limits, peers in trouble, ports, who is let in."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from d8mesh.core.protocol.membership import Verdict
+from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
+from d8mesh.edge.transport import socket_options
+from d8mesh.edge.transport.router import RouterEndpoint
+from d8mesh.errors import D8Error
+from tests import keyed
+from tests.edge.transport.linked import (
+    PATIENCE_S,
+    free_port,
+    link_to,
+    raw_to,
+    receive,
+    receive_back,
+    router_at,
+    until,
+)
+from tests.keyed import SERVER, admit
+
+
+@pytest.fixture
+def router() -> Iterator[RouterEndpoint]:
+    with router_at(free_port()) as endpoint:
+        yield endpoint
+
+
+@pytest.mark.parametrize("parts", [[b""], [b"", b""], [b"a", b"b"], [b"x"] * 200])
+def test_messages_of_several_frames_are_told_apart(
+    router: RouterEndpoint, parts: list[bytes]
+) -> None:
+    with raw_to(router) as dealer:
+        dealer.send_multipart(parts)
+        dealer.send(b"after")
+        dealer.send_multipart(parts)  # now from a connection that is known
+        dealer.send(b"end")
+        told = b"" if len(parts) == 1 else None
+        assert [frame for _, frame in receive(router, 4)] == [told, b"after", told, b"end"]
+
+
+# ------------------------------------------------------------------- peers in trouble
+
+
+def test_a_peer_that_is_gone_or_unknown_is_no_error(router: RouterEndpoint) -> None:
+    assert not router.send(b"nobody", b"x")
+    with link_to(router) as link:
+        link.send(b"hello")
+        (((routing_id, *_), _),) = receive(router, 1)
+    deadline = time.monotonic() + PATIENCE_S
+    while router.send(routing_id, b"x"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_peer_that_never_reads_is_refused_more_and_hinders_nobody(
+    router: RouterEndpoint,
+) -> None:
+    with raw_to(router) as dead, link_to(router) as link:
+        dead.send(b"hello")
+        (((stuck, *_), _),) = receive(router, 1)
+        count = 0
+        while router.send(stuck, b"x" * 60_000):
+            count += 1
+            assert count < 20 * socket_options.SEND_QUEUE_MESSAGES
+        link.send(b"hello")
+        (((routing_id, *_), _),) = receive(router, 1)
+        assert router.send(routing_id, b"answer")
+        assert receive_back(link, 1) == [b"answer"]
+
+
+def test_garbage_and_oversize_frames_cost_only_their_connection(router: RouterEndpoint) -> None:
+    with socket.create_connection(("127.0.0.1", router.port)) as tls:
+        tls.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 300)
+        with raw_to(router) as dealer, link_to(router) as link:
+            dealer.send(b"x" * (MAX_FRAME_BYTES + 1))
+            link.send(b"fine")
+            assert [frame for _, frame in receive(router, 1)] == [b"fine"]
+            assert router.receive(10) == []
+
+
+def test_a_silent_connection_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket_options, "HANDSHAKE_MS", 200)
+    with router_at(free_port()) as router:
+        with socket.create_connection(("127.0.0.1", router.port)) as mute:
+            mute.settimeout(PATIENCE_S)
+            while mute.recv(1000):  # its greeting, then the end
+                pass
+
+
+def test_who_may_not_take_part_is_never_heard() -> None:
+    asked: list[str] = []
+    is_open = threading.Event()
+
+    def gate(address: str, key: bytes) -> Verdict:
+        assert key == keyed.PEER.public
+        asked.append(address)
+        return Verdict.ADMITTED if is_open.is_set() else Verdict.REFUSED
+
+    with router_at(free_port(), gate) as router:
+        for n in (1, 2):  # gone before the door opens: who is refused tries again
+            before = len(asked)
+            with link_to(router) as link:
+                link.send(b"%d" % n)
+                until(lambda before=before: len(asked) > before)  # type: ignore[misc]
+        is_open.set()
+        with link_to(router) as link:
+            link.send(b"3")
+            assert [frame for _, frame in receive(router, 1)] == [b"3"]
+            assert router.receive(10) == []
+    assert set(asked) == {"127.0.0.1"}
+
+
+def test_an_admission_that_raises_refuses_and_goes_on() -> None:
+    asked: list[str] = []
+
+    def gate(address: str, key: bytes) -> Verdict:
+        asked.append(address)
+        if len(asked) == 1:
+            raise ValueError(address)
+        return admit(address, key)
+
+    with router_at(free_port(), gate) as router, link_to(router) as first:
+        first.send(b"one")
+        until(lambda: asked)
+        with link_to(router) as second:
+            second.send(b"two")
+            assert [frame for _, frame in receive(router, 1)] == [b"two"]
+
+
+# ------------------------------------------------------------------------------ ports
+
+
+def test_the_first_free_port_is_taken_and_let_go_at_once() -> None:
+    taken, free = free_port(), free_port()
+    with router_at(taken):
+        second = RouterEndpoint("127.0.0.1", [taken, free], keys=SERVER, gate=admit)
+        assert second.port == free
+        second.close()
+    for _ in range(3):
+        with router_at(taken) as again:
+            assert again.port == taken
+
+
+def test_no_free_port_is_said_with_the_ports_and_the_setting() -> None:
+    port = free_port()
+    with router_at(port), pytest.raises(D8Error, match=rf"{port}.*D8_BROKER_PORT"):
+        RouterEndpoint("127.0.0.1", [port], keys=SERVER, gate=admit)
+    with pytest.raises(D8Error, match="cannot listen"):
+        RouterEndpoint("999.1.2.3", [port], keys=SERVER, gate=admit)
+
+
+def test_the_first_free_port_is_taken_where_error_numbers_are_not_pythons(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(errno, "EADDRINUSE", 10048)  # as on Windows; libzmq's is another
+    taken, free = free_port(), free_port()
+    with router_at(taken):
+        second = RouterEndpoint("127.0.0.1", [taken, free], keys=SERVER, gate=admit)
+        assert second.port == free
+        second.close()
+
+
+def test_a_port_that_is_taken_unseen_is_passed_over() -> None:
+    taken, free = free_port(), free_port()
+    endpoint = RouterEndpoint(
+        "*",
+        [taken, free],
+        keys=SERVER,
+        gate=admit,
+        is_taken=lambda host, port: (host, port) == ("*", taken),
+    )
+    assert endpoint.port == free
+    endpoint.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is not there")
+def test_several_addresses_have_the_same_port_or_none_of_it() -> None:
+    taken, free = free_port(), free_port()
+    with socket.create_server(("127.0.0.2", taken)):
+        endpoint = RouterEndpoint(
+            ("127.0.0.1", "127.0.0.2"), [taken, free], keys=SERVER, gate=admit
+        )
+    assert endpoint.port == free
+    for address in ("127.0.0.1", "127.0.0.2"):
+        socket.create_connection((address, free), timeout=PATIENCE_S).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.3", free), timeout=PATIENCE_S)
+    deadline = time.monotonic() + PATIENCE_S
+    while True:  # libzmq lets the half that it had go on a thread of its own
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", taken)) == errno.ECONNREFUSED:
+                break
+        assert time.monotonic() < deadline
+    endpoint.close()
+
+
+def test_all_interfaces_are_listened_on_and_loopback_reaches_it() -> None:
+    endpoint = RouterEndpoint("*", [free_port()], keys=SERVER, gate=admit)
+    try:
+        with link_to(endpoint) as link:
+            link.send(b"hello")
+            ((peer, _),) = receive(endpoint, 1)
+            assert peer.address == "127.0.0.1"
+    finally:
+        endpoint.close()
