@@ -220,7 +220,6 @@ class Dispatcher:
         self._erasures.settle()
         self._outcomes.tell_all()
         self._worker_sessions.acknowledge()
-        self._joins.settle()
         if len(state.closed) >= CLOSED_AT_ONCE:
             self._close_finished()
         return self.state.take()
