@@ -136,3 +136,43 @@ def test_it_speaks_spanish_too(tmp_path: Path) -> None:
         words.use(words.ENGLISH)
     assert said[0].startswith("orquestador orch-1 de la malla d8: ")
     assert said[-1] == "orquestador parado"
+
+
+KEY = "k3fq-2mzd-7xwa-pq4e"
+
+
+def noticed(folder: Path, code: str, name: str = "pi") -> str:
+    console, said = made(Config(), folder)
+    notice = {"code": code, "address": "192.168.1.9", "fingerprint": KEY, "name": name}
+    console.noticed(notice)
+    (line,) = said
+    return line
+
+
+def test_who_wants_to_join_is_said_with_the_command_that_lets_it_in(tmp_path: Path) -> None:
+    assert noticed(tmp_path, "access.pending") == (
+        f"pi at 192.168.1.9 wants to join, key {KEY}; to let it in: "
+        f"{command_name()} join approve {KEY}"
+    )
+    assert noticed(tmp_path, "access.pending", "").startswith("? at 192.168.1.9")
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("access.key", "D8_MESH_KEY"),
+        ("access.revoked", "revoked"),
+        ("access.banned", "again and again"),
+        ("access.address", "not a private one"),
+        ("access.forbidden", "may not have"),
+        ("access.other", "access.other"),
+    ],
+)
+def test_who_is_refused_is_said_with_the_reason(tmp_path: Path, code: str, why: str) -> None:
+    line = noticed(tmp_path, code)
+    assert line.startswith(f"refused: pi at 192.168.1.9, key {KEY}: ")
+    assert why in line
+
+
+def test_a_name_does_nothing_to_the_terminal(tmp_path: Path) -> None:
+    assert "\x1b" not in noticed(tmp_path, "access.pending", "\x1b[2Jpi")
