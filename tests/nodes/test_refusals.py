@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from d8mesh import words
 from d8mesh.config import Config
 from d8mesh.core.protocol.membership import Verdict, fingerprint
 from d8mesh.core.protocol.pinning import Pin
-from d8mesh.core.protocol.route import Route
+from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge.pins import PinFile
 from d8mesh.edge.transport.keys import CLIENT_FOLDER, new_pair, public_key_in
 from d8mesh.errors import (
     ForbiddenError,
+    MeshKeyError,
     NotAcknowledgedError,
     NotAdmittedError,
     OrchestratorKeyError,
@@ -27,6 +29,7 @@ from d8mesh.nodes.client import Client
 from d8mesh.nodes.client.aio.client import AsyncClient
 from d8mesh.nodes.reconnector import reconnector, refusals
 from d8mesh.nodes.reconnector.refusals import pause_after, refusal_of
+from d8mesh.nodes.reconnector.trust import OrchestratorTrust
 from d8mesh.nodes.worker import Worker
 from tests.keyed import PEER, SERVER
 from tests.nodes.gated import GatedBroker
@@ -67,11 +70,37 @@ def test_each_refusal_says_who_and_what_to_do() -> None:
     strange = refusal_of(None, route, PEER.public)
     assert (type(strange), strange.code) == (OrchestratorKeyError, "access.orchestrator_key")
     assert fingerprint(SERVER.public) in str(strange)
+    through = Route("http://10.0.0.1:7001", "orch", SERVER.public)
+    silent = refusal_of(None, through, PEER.public)
+    assert "answers through http://10.0.0.1:7001" in str(silent)
+    closed = refusal_of(None, through, PEER.public, "send its key")
+    assert (type(closed), closed.code) == (MeshKeyError, "access.key")
+    assert str(closed).endswith(
+        "refuses this machine's connection to the orchestrator: send its key"
+    )
     public = refusal_of(Verdict.REFUSED, route._replace(endpoint="tcp://8.8.8.8:7010"), PEER.public)
     assert "D8_ALLOW_PUBLIC" in str(public)
 
 
-@pytest.mark.parametrize("kind", [NotAdmittedError, RevokedError, OrchestratorKeyError])
+def test_they_are_said_in_other_languages_too(tmp_path: Path) -> None:
+    route = Route("tcp://10.0.0.1:7010", "orch", SERVER.public)
+    texts = [str(refusal_of(each, route, PEER.public)) for each in (None, *Verdict)]
+    for secret in (None, b"s" * 32):
+        trust = OrchestratorTrust(config_in(tmp_path), secret)
+        trust.welcomed(PEER.public, "known")
+        trust.may_contact(KnownBroker("strange", ("10.0.0.1",), 7010, None, SERVER.public))
+        trust.may_contact(KnownBroker("old", ("10.0.0.1",), 7010, None))
+        texts += trust.strangers
+    words.use("es")
+    try:
+        assert [each for each in texts if words.translated(each) == each] == []
+    finally:
+        words.use(words.ENGLISH)
+
+
+@pytest.mark.parametrize(
+    "kind", [NotAdmittedError, RevokedError, OrchestratorKeyError, MeshKeyError]
+)
 def test_pauses_are_seconds_and_bounded(kind: type[ForbiddenError]) -> None:
     pauses = [pause_after(kind(), count) for count in (1, 2, 5, 1000)]
     assert 0.3 < pauses[0] < pauses[2]
@@ -114,7 +143,7 @@ def test_a_worker_that_is_revoked_while_it_works_loses_its_session(
             again = GatedBroker(Verdict.REFUSED, port=broker.port)
             with again:
                 until(lambda: worker.status()["lost"])
-                until(lambda: "revoked" in str(worker.status()["lost"]))
+                until(lambda: "revoked" in str(worker.status()["refused"]))
                 assert worker.status()["orchestrators"] == []
                 again.verdict = Verdict.ADMITTED
                 until(lambda: worker.status()["orchestrators"])
