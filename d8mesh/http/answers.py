@@ -34,8 +34,8 @@ _CODES: Final[Mapping[int, str]] = {
     ),
     401: "access.token access.revoked",
     403: (
-        "access.forbidden access.pending access.key access.orchestrator_key access.scope "
-        "http.host http.origin http.peer"
+        "access.forbidden access.pending access.banned access.key access.orchestrator_key "
+        "access.scope http.host http.origin http.peer"
     ),
     404: "task.unknown worker.unknown model.unknown member.unknown backend.missing http.not_found",
     405: "http.method",
