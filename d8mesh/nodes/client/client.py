@@ -54,7 +54,7 @@ class Client:
             may follow.
 
     Raises:
-        ConfigError: `url` or `endpoint` is not of that form.
+        ConfigError: `url` or `endpoint` is not of that form, or the key file cannot be used.
 
     Thread: every method may be called from any thread.
     """
