@@ -11,6 +11,7 @@ from bench import (
     backlog,
     batches,
     curve,
+    fuzz,
     hot_path,
     latency,
     recovery,
@@ -60,6 +61,15 @@ def test_a_batch_by_the_door_measures_speed_and_memory() -> None:
     expected = {(batches.MEMORY, name, "peak") for name in ("broker", "web")}
     assert expected <= cells(found)
     assert (batches.SPEED, "answers", "lines/s") in cells(found)
+
+
+@pytest.mark.slow
+def test_bad_input_is_sent_and_what_must_hold_holds() -> None:
+    found = fuzz.measure(TINY)
+    rows = ("TXT records", "frames, decoded here", "frames, to the broker", "HTTP requests")
+    told = {(table.title, *key) for table in found.tables for key in table.cells}
+    assert {(fuzz.SENT, row, "refused") for row in rows} <= told
+    assert {(fuzz.HELD, name, "memory growth, MiB") for name in ("broker", "web")} <= told
 
 
 @pytest.mark.slow
