@@ -31,10 +31,7 @@ MAX_PAUSE_S: Final = 1.0
 BUSY_SHARE: Final = 0.05
 #: How often it is looked whether it still is.
 BUSY_LOOK_S: Final = 0.02
-<<<<<<< HEAD
 #: How long it may take to end: a page of large results.
-=======
->>>>>>> main
 READER_END_S: Final = 5.0
 _log: Final = logging.getLogger("d8mesh.broker")
 
