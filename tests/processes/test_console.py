@@ -10,9 +10,11 @@ import pytest
 from d8mesh import words
 from d8mesh.config import Config
 from d8mesh.edge.network import InterfaceAddress
+from d8mesh.http.tls import shown_fingerprint
 from d8mesh.processes import console as module
 from d8mesh.processes.console import OrchestratorConsole, addresses_of, ending
 from d8mesh.program import command_name
+from tests.http.certified import certified
 
 
 def made(config: Config, folder: Path) -> tuple[OrchestratorConsole, list[str]]:
@@ -43,6 +45,21 @@ def test_the_start_says_what_to_open_and_what_to_type_elsewhere(
         f"  data:            {tmp_path}",
         f"  logs:            {tmp_path / 'logs'}",
     ]
+
+
+def test_with_a_certificate_it_says_which_and_who_needs_what(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_addresses(monkeypatch, "192.168.1.20")
+    console, said = made(Config(tls="auto"), tmp_path)
+    tls = certified()
+    console.started("orch-1", web_port=7001, broker_port=7010, tls=tls)
+    here = "https://192.168.1.20:7001"
+    assert f"  open:            {here}/health" in said
+    assert f"  certificate:     SHA-256 {shown_fingerprint(tls.fingerprint)}" in said
+    assert f"{' ' * 18} programs are to trust it: {tls.certificate.absolute()}" in said
+    trusting = f"D8_TLS_TRUST={tls.fingerprint} ORCHESTRATOR_URL={here} {command_name()} worker"
+    assert any(line.endswith(trusting) for line in said)
 
 
 def test_programs_of_other_machines_need_the_key_if_there_is_one(
