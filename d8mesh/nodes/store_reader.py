@@ -1,8 +1,8 @@
 """The reading side of the store, on a thread of its own.
 
-Pages of a listing take a thousand times as long as what is asked for each task, and while they are
-made the loop gets the interpreter a few times a second. So they come last, the clients that want
-some take turns, and while the loop is at work they get a small part of the time.
+Pages of a listing take a thousand times as long as what is asked for each task, and while one is
+made the loop has to wait for the interpreter again and again. So they come last, the clients that
+want some take turns, and while the broker is busy they get a small part of its time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Final
 
 from d8mesh.core.broker.effects import Load, Loaded
@@ -19,33 +20,46 @@ from d8mesh.edge.logs import event
 from d8mesh.edge.transport.sockets import Waker
 from d8mesh.errors import D8Error
 
-#: After a page the loop is left alone for as long as that took, and if it is at work so many times
-#: longer: with what is made of a page there, listings take a twentieth of the time.
-PAUSES: Final = 40
-#: The longest pause: a page of large results may have waited for the disk.
-MAX_PAUSE_S: Final = 0.5
-#: Turns of the loop that a page itself causes, in the time that it took: its answer, what that
-#: brings, and clocks.
-IDLE_TURNS: Final = 5
+#: While the broker is busy no page is made for so many times as long as the last one has computed:
+#: with what the loop makes of it, listings take a hundredth of the time.
+PAUSES: Final = 150
+#: The longest pause; a page of 1,000 tasks computes for 10 ms.
+MAX_PAUSE_S: Final = 1.0
+#: It is busy if it has computed for more than this share of the time since the last page.
+BUSY_SHARE: Final = 0.15
+#: How often it is looked whether it still is.
+BUSY_LOOK_S: Final = 0.02
 END_S: Final = 5.0
 _log: Final = logging.getLogger("d8mesh.broker")
 
 
 class StoreReader:
-    """Asks the store what the brain asks for; `waker` has the loop look at the answers."""
+    """Asks the store what the brain asks for.
 
-    def __init__(self, store: Store, waker: Waker) -> None:
+    Args:
+        waker: has the loop look at the answers.
+        is_awaited: whether the client of this session still waits for its page.
+
+    Thread: of the loop; `is_awaited` is called by the reader's own.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        waker: Waker,
+        *,
+        is_awaited: Callable[[str], bool] = lambda session: True,
+    ) -> None:
         self.answers: deque[Loaded] = deque()
-        #: turns of the loop, which counts them here
-        self.turns = 0
         self._store, self._waker = store, waker
+        self._is_awaited = is_awaited
         self._changed = threading.Condition()
         self._is_closing = False
         self._prompt: deque[Load] = deque()
         #: pages that are wanted, by client; whose turn it is first
         self._pages: OrderedDict[str, deque[Load]] = OrderedDict()
-        #: when the last page was made, how long that took, and the loop's turns by then
-        self._made_at, self._took_s, self._turns_then = 0.0, 0.0, 0
+        #: when the last page was made, how long that computed, and the process by then
+        self._made_at = self._took_s = self._process_s = 0.0
         self._thread = threading.Thread(target=self._serve, name="journal-reader", daemon=True)
         self._thread.start()
 
@@ -67,11 +81,15 @@ class StoreReader:
 
     def _serve(self) -> None:
         while (load := self._next()) is not None:
-            begun = time.monotonic()
-            answer = self._answer(load.question)
-            if isinstance(load.question, PageOf):
-                self._made_at = time.monotonic()
-                self._took_s, self._turns_then = self._made_at - begun, self.turns
+            is_page = isinstance(load.question, PageOf)
+            if is_page and load.session and not self._is_awaited(load.session):
+                answer: StoreAnswer = Unreadable("nobody waits for this page any more")
+            else:
+                begun_s = time.thread_time()
+                answer = self._answer(load.question)
+                if is_page:
+                    self._took_s = time.thread_time() - begun_s
+                    self._made_at, self._process_s = time.monotonic(), time.process_time()
             self.answers.append(Loaded(load.number, answer))
             self._waker.wake()
 
@@ -88,13 +106,13 @@ class StoreReader:
         return None
 
     def _pause_s(self) -> float:
-        """Return how long no page is made from now on."""
+        """Return how long no page is made from now on, and when to ask again at the latest."""
         passed_s = time.monotonic() - self._made_at
-        if passed_s < self._took_s:
-            return min(self._took_s - passed_s, MAX_PAUSE_S)
-        if self.turns - self._turns_then <= IDLE_TURNS:
+        left_s = min(self._took_s * PAUSES, MAX_PAUSE_S) - passed_s
+        computed_s = time.process_time() - self._process_s
+        if left_s <= 0 or (passed_s > self._took_s and computed_s < passed_s * BUSY_SHARE):
             return 0.0
-        return max(0.0, min(self._took_s * PAUSES, MAX_PAUSE_S) - passed_s)
+        return min(left_s, BUSY_LOOK_S)
 
     def _next_page(self) -> Load:
         session, loads = self._pages.popitem(last=False)

@@ -19,6 +19,7 @@ from d8mesh.edge.pins import PinFile
 from d8mesh.edge.transport.keys import CLIENT_FOLDER, new_pair, public_key_in
 from d8mesh.errors import (
     ForbiddenError,
+    MeshKeyError,
     NotAcknowledgedError,
     NotAdmittedError,
     OrchestratorKeyError,
@@ -69,6 +70,14 @@ def test_each_refusal_says_who_and_what_to_do() -> None:
     strange = refusal_of(None, route, PEER.public)
     assert (type(strange), strange.code) == (OrchestratorKeyError, "access.orchestrator_key")
     assert fingerprint(SERVER.public) in str(strange)
+    through = Route("http://10.0.0.1:7001", "orch", SERVER.public)
+    silent = refusal_of(None, through, PEER.public)
+    assert "answers through http://10.0.0.1:7001" in str(silent)
+    closed = refusal_of(None, through, PEER.public, "send its key")
+    assert (type(closed), closed.code) == (MeshKeyError, "access.key")
+    assert str(closed).endswith(
+        "refuses this machine's connection to the orchestrator: send its key"
+    )
     public = refusal_of(Verdict.REFUSED, route._replace(endpoint="tcp://8.8.8.8:7010"), PEER.public)
     assert "D8_ALLOW_PUBLIC" in str(public)
 
@@ -89,7 +98,9 @@ def test_they_are_said_in_other_languages_too(tmp_path: Path) -> None:
         words.use(words.ENGLISH)
 
 
-@pytest.mark.parametrize("kind", [NotAdmittedError, RevokedError, OrchestratorKeyError])
+@pytest.mark.parametrize(
+    "kind", [NotAdmittedError, RevokedError, OrchestratorKeyError, MeshKeyError]
+)
 def test_pauses_are_seconds_and_bounded(kind: type[ForbiddenError]) -> None:
     pauses = [pause_after(kind(), count) for count in (1, 2, 5, 1000)]
     assert 0.3 < pauses[0] < pauses[2]

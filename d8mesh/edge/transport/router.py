@@ -140,6 +140,10 @@ class RouterEndpoint:
             return False
         return True
 
+    def is_reading(self, routing_id: bytes) -> bool:
+        """Return whether a peer is there and takes what it is sent. Thread: any."""
+        return routing_id not in self._slow and not self._connections.has_ended(routing_id)
+
     def drop(self, peer: Peer) -> None:
         """Close the connection of a peer."""
         self._connections.drop(peer.routing_id)
