@@ -82,7 +82,7 @@ def measure(plan: Plan) -> Findings:
     count = plan.tasks(FULL_FRAMES)
     _decoded(found, int(count * (1 - WIRE_PART)))
     with pool(MACHINES, settings=SETTINGS) as running:
-        with _watched(found, running):
+        with _watched(found, running, plan):
             say("fuzz: frames, over the wire")
             _sent(found, running, int(count * WIRE_PART))
             say("fuzz: HTTP requests")
@@ -135,10 +135,10 @@ def _try_all(
 
 
 @contextmanager
-def _watched(found: Findings, running: Mesh) -> Iterator[None]:
+def _watched(found: Findings, running: Mesh, plan: Plan) -> Iterator[None]:
     """Weigh the processes before and after, and see that they are the same and have not failed."""
-    _send(running, frames(3, WARM_FRAMES, TO_BROKER))
-    _ask_all(running, requests(3, WARM_REQUESTS))
+    _send(running, frames(3, plan.tasks(WARM_FRAMES), TO_BROKER))
+    _ask_all(running, requests(3, plan.tasks(WARM_REQUESTS)))
     nodes = {
         name: child_of(running.orchestrator.process.pid, f"_{name}") for name in ("broker", "web")
     }

@@ -67,7 +67,8 @@ class Drawing:
         """Return a value of a type that the codec takes."""
         if isinstance(kind, inspect.StructType):
             fields = {field.encode_name: self.of(field.type) for field in kind.fields}
-            return list(fields.values()) if kind.array_like else fields
+            tag = [] if kind.tag is None else [kind.tag]
+            return [*tag, *fields.values()] if kind.array_like else fields
         if isinstance(kind, inspect.UnionType):
             return self.of(self.random.choice(kind.types))
         if isinstance(kind, inspect.ListType):

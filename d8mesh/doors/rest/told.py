@@ -358,8 +358,9 @@ class MemberTold(Struct):
 
 
 class MembersTold(Struct):
-    """All of them, those that wait first."""
+    """All of them, those that wait first, and the orchestrator's own fingerprint."""
 
     mode: list[str]
+    orchestrator: str | None
     waiting: Number
     members: list[MemberTold]
