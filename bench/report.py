@@ -22,6 +22,7 @@ TITLES: Final = {
     "doors": "Chats by the doors, beside other routers",
     "batches": "A batch of 50,000 lines",
     "curve": "What encryption costs",
+    "abuse": "Beside peers that mean no good",
     "hot_path": "The hot path: where each microsecond of a task goes",
     "open_webui": "Open WebUI at the doors",
 }

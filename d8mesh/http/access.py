@@ -160,6 +160,8 @@ class _Window:
 
 def shown_in(fields: Mapping[str, str]) -> list[str]:
     """Return what a request shows as a key, as it is and without what programs add to one."""
+    if "authorization" not in fields and "x-api-key" not in fields:
+        return []
     scheme, _, token = fields.get("authorization", "").partition(" ")
     given = [token.strip(_HEADER_BLANKS)] if scheme.lower() == "bearer" else []
     if "x-api-key" in fields:  # where Anthropic's clients have it

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench import (
+    abuse,
     backlog,
     batches,
     curve,
@@ -178,3 +179,11 @@ def test_every_stage_of_the_hot_path_is_timed() -> None:
     for title in (hot_path.BY_STAGE, hot_path.ALONE):
         assert {(title, stage, "µs") for stage in STAGES} <= cells(found)
     assert found.table(hot_path.BY_STAGE, "").latest(hot_path.SUM, "µs") > 0
+
+
+@pytest.mark.slow
+def test_abuse_measures_both_doors_quiet_and_under_abuse() -> None:
+    found = abuse.measure(TINY)
+    rows, columns = (abuse.ZEROMQ, abuse.REST), (abuse.QUIET, abuse.ABUSED)
+    expected = {(abuse.RATES, row, column) for row in rows for column in columns}
+    assert expected | {(abuse.KEPT, row, abuse.KEPT) for row in rows} <= cells(found)

@@ -87,6 +87,17 @@ def test_the_orchestrator_of_the_own_folder_and_a_given_key_are_trusted(tmp_path
     assert "older version" in trust.strangers[0]
 
 
+def test_where_a_key_is_given_no_other_is_the_first_and_nothing_is_written(
+    tmp_path: Path,
+) -> None:
+    trust = trust_in(tmp_path)
+    trust.give(A)
+    assert not trust.may_contact(who(B))
+    assert trust.may_contact(who(A))
+    trust.welcomed(A, "orch")
+    assert PinFile(tmp_path).of("m") == ()
+
+
 def test_what_is_only_remembered_is_passed_over_in_silence(tmp_path: Path) -> None:
     trust = trust_in(tmp_path)
     trust.welcomed(A, "orch")

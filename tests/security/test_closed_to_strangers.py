@@ -301,6 +301,13 @@ def without_date(told: Told) -> list[str]:
     return [line for line in told.head.split("\r\n") if not line.startswith("Date:")]
 
 
+def test_01_who_has_no_key_finds_the_broker_all_the_same(closed: ClosedMesh) -> None:
+    told = closed.stranger.ask("GET", "/health").json
+    known = closed.health()
+    for name in ("broker_id", "broker_port", "mesh", "server_key", "proof"):
+        assert told[name] == known[name]
+
+
 def test_01_who_shows_the_key_is_let_in(closed: ClosedMesh) -> None:
     for line in (f"Authorization: Bearer {KEY}", f"x-api-key: {KEY};priority=3"):
         told = closed.stranger.ask("GET", "/api/workers/list", line)

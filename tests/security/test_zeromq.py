@@ -1,6 +1,6 @@
 """Bad input over ZeroMQ, sent for real: the connection ends, one is counted, others go on.
 
-The numbers are those of the list in ``docs/SECURITY.md``.
+The numbers are those of the list of bad inputs, of which `tests/security` has every one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import msgspec
 import psutil
 import pytest
 
+from bench.abusers import AbuseJob, abusers_beside
 from d8mesh.apps.status import ask
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
@@ -343,3 +344,40 @@ def test_25_an_unknown_version_is_answered_once_with_the_versions_spoken(
         odd.socket.settimeout(0.2)
         with pytest.raises(TimeoutError):
             odd.receive()
+
+
+# ------------------------------------------------------------- all of them at the same time
+
+
+def _done_within(abused: Abused, seconds: float) -> int:
+    before, until_s = abused.neighbour.done, time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        time.sleep(0.05)
+    return abused.neighbour.done - before
+
+
+def test_a_crowd_that_dribbles_and_peers_that_never_read_hinder_nobody(
+    abused: Abused, door: Door
+) -> None:
+    """`bench abuse` has the figures; here a client that works now and then goes on as before."""
+    submitted = {"tasks": [{"type": "echo", "data": {"x": "x" * 100}}] * 1000}
+    abused.http.post("/api/tasks/submit_batch", submitted)  # listed at length
+    linked, quiet = connections_of(abused), _done_within(abused, 3.0)
+    job = AbuseJob(
+        url=abused.mesh.url,
+        endpoint=f"tcp://127.0.0.1:{door.port}",
+        server_key=door.server_key.hex(),
+        mesh=door.mesh,
+        dribbling=300,
+        deaf=50,
+    )
+    broker = abused.node("_broker")
+    before = broker.rss_bytes()
+    with abusers_beside(job):
+        _done_within(abused, 3.0)
+        beside = _done_within(abused, 3.0)
+        assert broker.rss_bytes() - before < MOST_GROWTH_BYTES
+    assert beside > quiet / 2
+    assert connections_of(abused) == linked
+    told = abused.rejected()
+    assert told["broker", SILENT] >= 100

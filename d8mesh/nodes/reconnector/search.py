@@ -195,15 +195,22 @@ class Search:
 
     def _heard_of(self) -> Sequence[KnownBroker]:
         """Return all that is told of orchestrators, by mDNS and by this machine's own."""
-        written = address_file.read(Path(self._config.data_dir), self._config.mesh)
         told = [each for known in list(self.known.told.values()) for each in known]
+        written = self._written()
         return [*told, *([] if written is None else [written])]
 
+    def _written(self) -> KnownBroker | None:
+        return address_file.read(Path(self._config.data_dir), self._config.mesh)
+
     def _trusted_at(self, host: str, web_port: int) -> Collection[str]:
-        """Return the fingerprints of certificates that are good at a REST port."""
-        heard = [each for each in self._heard_of() if each.web_port == web_port]
-        told = [each.tls for each in heard if host in (*each.addresses, "localhost")]
-        return {*self._config.tls_trust, *filter(None, told)}
+        """Return the fingerprints of certificates that are good where a person sends us.
+
+        What anybody may announce by mDNS is none: a token may be shown there.
+        """
+        own = self._written()
+        if own is None or own.web_port != web_port or host not in (*own.addresses, "localhost"):
+            return self._config.tls_trust
+        return {*self._config.tls_trust, own.tls}
 
     def _by_known(self) -> Route | None:
         ids = [self.only] if self.only else list(self.known.told)

@@ -57,14 +57,14 @@ class OrchestratorTrust:
         self._pinned = self._file.of(config.mesh)
         #: pins that the disk did not take
         self._unkept: tuple[Pin, ...] = ()
-        #: keys that a person has given with an address
-        self._given: set[bytes] = set()
+        #: keys that a person has given with an address: trusted as long as they are given
+        self._given: tuple[Pin, ...] = ()
         self._strangers: dict[bytes, _Stranger] = {}
         self._is_broken = False
 
     def give(self, key: bytes) -> None:
-        """Trust the key that a person has given."""
-        self._given.add(key)
+        """Trust the key that a person has given; where one is given, no other is the first."""
+        self._given = with_pin(self._given, Pin(fingerprint(key), key))
 
     def prefer(self, key: bytes | None) -> None:
         """This key is told at the address that a person has named."""
@@ -153,7 +153,8 @@ class OrchestratorTrust:
         if trust in (Trust.PINNED, Trust.PROVEN) or key is None:
             return trust
         written = address_file.read(Path(self._config.data_dir), self._config.mesh)
-        is_own = key in self._given or (written is not None and written.server_key == key)
+        is_given = any(pin.key == key for pin in self._given)
+        is_own = is_given or (written is not None and written.server_key == key)
         return trust_in(broker, pins, secret=self._secret, is_own=is_own)
 
     def _pins(self) -> tuple[Pin, ...]:
@@ -165,7 +166,7 @@ class OrchestratorTrust:
             if not self._is_broken:
                 event(_log, logging.ERROR, "pins.unreadable", why=str(error))
             self._is_broken = True
-        return self._pinned + self._unkept
+        return self._pinned + self._unkept + self._given
 
     def _note(self, broker: KnownBroker, trust: Trust) -> None:
         key, now = broker.server_key or broker.broker_id.encode(), time.monotonic()
