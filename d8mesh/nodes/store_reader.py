@@ -29,7 +29,7 @@ MAX_PAUSE_S: Final = 1.0
 BUSY_SHARE: Final = 0.15
 #: How often it is looked whether it still is.
 BUSY_LOOK_S: Final = 0.02
-END_S: Final = 5.0
+READER_END_S: Final = 5.0
 _log: Final = logging.getLogger("d8mesh.broker")
 
 
@@ -77,7 +77,7 @@ class StoreReader:
         with self._changed:
             self._is_closing = True
             self._changed.notify()
-        self._thread.join(timeout=END_S)
+        self._thread.join(timeout=READER_END_S)
 
     def _serve(self) -> None:
         while (load := self._next()) is not None:
