@@ -16,6 +16,7 @@ from d8mesh.edge.sqlite.recovery.mend import Mended, open_mended
 from d8mesh.edge.sqlite.recovery.recover import Recovered, recover
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import KeyFileError, WorkerError
+from d8mesh.private import FILE_MODE
 
 JOURNAL: Final = Path("orchestrator") / "journal.db"
 #: Ids and ranges told on the screen; the file beside the old journal has more.
@@ -59,7 +60,7 @@ def _outboxes(workers: Path) -> Iterator[OutboxState]:
         if path.name not in (OUTBOX_NAME, f"{OUTBOX_NAME}.new"):
             continue
         folder = path.parent
-        lock = filelock.FileLock(folder / LOCK_NAME)
+        lock = filelock.FileLock(folder / LOCK_NAME, mode=FILE_MODE)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:

@@ -58,6 +58,7 @@ from d8mesh.edge.sqlite.sealing import finish_resealing, key_of, reseal
 from d8mesh.edge.sqlite.texts import Texts
 from d8mesh.edge.sqlite.wiper import LogWiper
 from d8mesh.errors import JournalError
+from d8mesh.private import make_folder
 
 #: The log file is folded back into the database at about 16 MB (4 KiB pages).
 CHECKPOINT_PAGES: Final = 4000
@@ -94,7 +95,7 @@ class Journal:
         self._confirmed = 0
         self._has_failed = False
         self._reader: Reader | None = None
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._lock = Lock(path.with_name(path.name + ".lock"))
         #: the copy of the file as it was, if it was of an older version
         self.copy: Path | None = None

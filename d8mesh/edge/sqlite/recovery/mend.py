@@ -24,6 +24,7 @@ from d8mesh.edge.sqlite.files import beside, mapped, swap, sync
 from d8mesh.edge.sqlite.outbox import LOCK_NAME, OUTBOX_NAME, OUTBOX_VERSION, Outbox
 from d8mesh.edge.sqlite.recovery.pages import Found, Pages, Row, Trees
 from d8mesh.errors import KeyFileError, OutboxBrokenError, WorkerError
+from d8mesh.private import FILE_MODE, make_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def _mend(folder: Path) -> Mended:
                 results.setdefault(kept.token, kept)
         del trees  # Windows moves no file that is mapped
     fresh, part = beside(path, ".new"), folder / "mended"
-    part.mkdir(exist_ok=True)
+    make_folder(part)
     for old in part.iterdir():
         old.unlink()
     outbox = Outbox(part)
@@ -156,7 +157,7 @@ def adopt(own: Outbox, workers: Path, *, own_folder: Path) -> int:
     for path in sorted(workers.glob(f"*/{OUTBOX_NAME}")):
         if path.parent == own_folder:
             continue
-        lock = filelock.FileLock(path.parent / LOCK_NAME)
+        lock = filelock.FileLock(path.parent / LOCK_NAME, mode=FILE_MODE)
         try:
             lock.acquire(timeout=0)
         except (filelock.Timeout, OSError):

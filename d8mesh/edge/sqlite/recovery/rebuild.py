@@ -52,6 +52,7 @@ from d8mesh.edge.sqlite.seal import (
 from d8mesh.edge.sqlite.sealing import check_of, is_key_of
 from d8mesh.edge.sqlite.texts import is_reference
 from d8mesh.errors import JournalKeyError
+from d8mesh.private import make_file
 
 DATA_LOST: Final = "the task's data could not be read from the damaged journal"
 RESULT_LOST: Final = "the task was finished, but its result could not be read from the journal"
@@ -93,6 +94,7 @@ class Builder:
         self._sealed_seen = self._plain_seen = 0
         self.losses = Losses()
         self._at = time.time()
+        make_file(path)
         self.db = apsw.Connection(str(path))
         # A file that is not finished is thrown away: nothing needs to be safe yet.
         self.db.execute("PRAGMA journal_mode = OFF").fetchall()

@@ -31,6 +31,7 @@ from d8mesh.edge.sqlite.schema import COUNTER_BITS, NOTE_SUFFIX, SCHEMA_VERSION,
 from d8mesh.edge.sqlite.seal import seal_of
 from d8mesh.edge.sqlite.sealing import OLD_SUFFIX, finish_resealing, key_of, required_key
 from d8mesh.errors import JournalError
+from d8mesh.private import replace_text
 
 #: Ids named one by one in the report; more are counted.
 NAMED_IDS: Final = 10_000
@@ -129,9 +130,9 @@ def _recover(path: Path, note: Path, say: Callable[[str], None]) -> Recovered:
     aside = path.with_name(f"{path.stem}-broken-{stamp}{path.suffix}")
     report.moved_to = str(aside)
     told = aside.with_suffix(".json")
-    told.write_text(json.dumps(asdict(report), ensure_ascii=False, indent=1), "utf-8")
+    replace_text(told, json.dumps(asdict(report), ensure_ascii=False, indent=1))
     part = note.with_name(note.name + ".part")
-    part.write_text(json.dumps({"aside": aside.name}), "utf-8")
+    replace_text(part, json.dumps({"aside": aside.name}))
     sync(part)
     part.replace(note)
     _swap(path, note)
