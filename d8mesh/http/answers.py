@@ -50,7 +50,7 @@ _CODES: Final[Mapping[int, str]] = {
     500: (
         "d8.error config.invalid core.transition task.error model.error client.wrong_loop "
         "worker.error member.error worker.outbox_broken worker.handler journal.failed journal.held "
-        "journal.broken config.key_file"
+        "journal.broken journal.key worker.outbox_key config.key_file"
     ),
     502: "backend.failed backend.memory backend.stalled backend.answer backend.too_large",
     503: (

@@ -23,12 +23,15 @@ from d8mesh.errors import D8Error
 #: While the broker is busy no page is made for so many times as long as the last one has computed:
 #: with what the loop makes of it, listings take a hundredth of the time.
 PAUSES: Final = 150
+#: A page that computed for less than this, of 100 tasks or so, costs no more than other questions.
+SHORT_S: Final = 0.001
 #: The longest pause; a page of 1,000 tasks computes for 10 ms.
 MAX_PAUSE_S: Final = 1.0
 #: It is busy if it has computed for more than this share of the time since the last page.
-BUSY_SHARE: Final = 0.15
+BUSY_SHARE: Final = 0.05
 #: How often it is looked whether it still is.
 BUSY_LOOK_S: Final = 0.02
+#: How long it may take to end: a page of large results.
 READER_END_S: Final = 5.0
 _log: Final = logging.getLogger("d8mesh.broker")
 
@@ -107,6 +110,8 @@ class StoreReader:
 
     def _pause_s(self) -> float:
         """Return how long no page is made from now on, and when to ask again at the latest."""
+        if self._took_s < SHORT_S:
+            return 0.0
         passed_s = time.monotonic() - self._made_at
         left_s = min(self._took_s * PAUSES, MAX_PAUSE_S) - passed_s
         computed_s = time.process_time() - self._process_s
