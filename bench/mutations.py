@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Final, get_args
 
@@ -233,14 +233,3 @@ def txt_records(seed: int, count: int, good: Mapping[str, str]) -> Iterator[byte
 
 def _string(text: bytes) -> bytes:
     return bytes((len(text),)) + text
-
-
-def tried(
-    decode: Callable[[bytes], object], frame: bytes, refusals: tuple[type[Exception], ...]
-) -> bool:
-    """Return whether it is taken; what is raised beside refusals is raised here too."""
-    try:
-        decode(frame)
-    except refusals:
-        return False
-    return True

@@ -23,6 +23,7 @@ TITLES: Final = {
     "batches": "A batch of 50,000 lines",
     "curve": "What encryption costs",
     "abuse": "Beside peers that mean no good",
+    "fuzz": "Bad frames, requests and records by the million",
     "hot_path": "The hot path: where each microsecond of a task goes",
     "open_webui": "Open WebUI at the doors",
 }

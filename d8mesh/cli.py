@@ -29,6 +29,7 @@ from d8mesh.errors import (
     JournalBrokenError,
     JournalHeldError,
     OutboxBrokenError,
+    OutboxKeyError,
 )
 from d8mesh.program import VARIABLE as STARTED_AS
 from d8mesh.program import command_name
@@ -41,6 +42,7 @@ _EXIT_OF_ERRORS: Final[tuple[tuple[type[D8Error], int], ...]] = (
     (JournalHeldError, 3),
     (JournalBrokenError, 4),
     (OutboxBrokenError, 4),
+    (OutboxKeyError, 4),
     (D8Error, FAILED),
 )
 

@@ -155,6 +155,10 @@ class OutboxBrokenError(WorkerError, code="worker.outbox_broken"):
     """The outbox is damaged or of a newer version."""
 
 
+class OutboxKeyError(WorkerError, code="worker.outbox_key"):
+    """The key of the outbox's encrypted payloads is missing, or is another one."""
+
+
 class HandlerError(WorkerError, code="worker.handler"):
     """A handler could not be registered or run."""
 
@@ -264,6 +268,10 @@ class JournalHeldError(JournalError, code="journal.held"):
 
 class JournalBrokenError(JournalError, code="journal.broken"):
     """The journal is damaged or of a newer version."""
+
+
+class JournalKeyError(JournalBrokenError, code="journal.key"):
+    """The key of the journal's encrypted payloads is missing, or is another one."""
 
 
 def _taken(value: object) -> object:

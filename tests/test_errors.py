@@ -79,6 +79,8 @@ TREE = {
     "JournalError": ("D8Error", "journal.failed"),
     "JournalHeldError": ("JournalError", "journal.held"),
     "JournalBrokenError": ("JournalError", "journal.broken"),
+    "JournalKeyError": ("JournalBrokenError", "journal.key"),
+    "OutboxKeyError": ("WorkerError", "worker.outbox_key"),
 }
 
 

@@ -15,7 +15,8 @@ from d8mesh.edge.sqlite.outbox import LOCK_NAME, OUTBOX_NAME
 from d8mesh.edge.sqlite.recovery.mend import Mended, open_mended
 from d8mesh.edge.sqlite.recovery.recover import Recovered, recover
 from d8mesh.edge.terminal import as_json, say, tell
-from d8mesh.errors import WorkerError
+from d8mesh.errors import KeyFileError, WorkerError
+from d8mesh.private import FILE_MODE
 
 JOURNAL: Final = Path("orchestrator") / "journal.db"
 #: Ids and ranges told on the screen; the file beside the old journal has more.
@@ -39,6 +40,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     Raises:
         JournalHeldError: an orchestrator runs on the journal.
         JournalBrokenError: the journal is of a newer version.
+        JournalKeyError: its payloads are encrypted, and the key is missing, or is another one.
         JournalError: the disk is full, or does not give the file.
     """
     data = Path(config.data_dir)
@@ -58,7 +60,7 @@ def _outboxes(workers: Path) -> Iterator[OutboxState]:
         if path.name not in (OUTBOX_NAME, f"{OUTBOX_NAME}.new"):
             continue
         folder = path.parent
-        lock = filelock.FileLock(folder / LOCK_NAME)
+        lock = filelock.FileLock(folder / LOCK_NAME, mode=FILE_MODE)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -71,7 +73,7 @@ def _outboxes(workers: Path) -> Iterator[OutboxState]:
             outbox, mended = open_mended(folder)
             outbox.close()
             yield OutboxState(str(folder), "recovered" if mended else "sound", mended)
-        except WorkerError as error:
+        except (WorkerError, KeyFileError) as error:
             yield OutboxState(str(folder), "failed", why=str(error))
         finally:
             lock.release()

@@ -16,6 +16,7 @@ from typing import Final
 
 from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible
 from d8mesh.core.protocol.route import KnownBroker
+from d8mesh.private import replace_text
 from d8mesh.setting_forms import NAME_PATTERN
 
 #: The folder of the orchestrator in the data folder, and the file in it.
@@ -31,12 +32,10 @@ MAX_ADDRESSES: Final = 16
 
 def write(folder: Path, own: KnownBroker, mesh: str) -> None:
     """Replace the file in the orchestrator's `folder`; trouble with the disk is no fault."""
-    fresh = folder / f"{NAME}.new"
     with contextlib.suppress(OSError):
         told = asdict(own) | {"mesh": mesh, "proof": own.proof.hex()}
         told["server_key"] = None if own.server_key is None else own.server_key.hex()
-        fresh.write_text(json.dumps(told), "utf-8")
-        fresh.replace(folder / NAME)
+        replace_text(folder / NAME, json.dumps(told))
 
 
 def remove(folder: Path) -> None:

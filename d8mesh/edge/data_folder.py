@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -10,13 +11,19 @@ from pathlib import Path
 from typing import Final
 
 from d8mesh.errors import ConfigError
+from d8mesh.private import make_folder, narrow
 
+#: What lies in a data folder, beside the pins.
+_ROOMS: Final = frozenset({"orchestrator", "workers", "client", "logs", "batches"})
 #: Files looked at in each room: more than a room has, unless it is somebody else's folder.
 MAX_FILES: Final = 2000
 
 
 def require(data: Path, *rooms: str) -> None:
     """Make the folders `rooms` in the data folder, and make sure that they can be written.
+
+    They, and the files in them, are closed to other users of this machine. So is the data folder
+    itself, if nothing but ours is in it: one that has other things may be shared on purpose.
 
     What lies in them must be writable too: a start as another user (``sudo``) leaves files that
     this one could not use, and the fault would come to light in the middle of the work.
@@ -28,7 +35,9 @@ def require(data: Path, *rooms: str) -> None:
     for room in rooms:
         folder = data / room
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
+            for each in _all_in(folder):
+                narrow(each)
             found = next((each for each in _all_in(folder) if not _is_writable(each)), None)
             why = "" if found is None else f"not writable: {str(found)[:200]}{_whose(found)}"
         except OSError as error:
@@ -37,6 +46,14 @@ def require(data: Path, *rooms: str) -> None:
             raise ConfigError(
                 f"D8_DATA_DIR={str(data)[:200]!r}: expected a folder that can be written ({why})"
             )
+
+    with contextlib.suppress(OSError):
+        if all(_is_ours(each.name) for each in islice(data.iterdir(), MAX_FILES)):
+            narrow(data)
+
+
+def _is_ours(name: str) -> bool:
+    return name in _ROOMS or name.startswith("pins.")
 
 
 def _refuse_odd_name(data: Path) -> None:

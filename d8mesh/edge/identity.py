@@ -20,6 +20,7 @@ import filelock
 
 from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.errors import WorkerError
+from d8mesh.private import FILE_MODE, make_folder, replace_text
 from d8mesh.setting_forms import NAME_PATTERN
 
 WORKERS_FOLDER: Final = "workers"
@@ -122,11 +123,8 @@ class Identity:
 
     def _write(self, name: str, text: str) -> None:
         """Replace a file in one step."""
-        path = self.folder / name
-        fresh = path.with_name(f"{name}.new")
         with contextlib.suppress(OSError):
-            fresh.write_text(text, "utf-8")
-            fresh.replace(path)
+            replace_text(self.folder / name, text)
 
 
 def _host() -> str:
@@ -143,9 +141,9 @@ def _first_free(workers: Path) -> tuple[Path, filelock.BaseFileLock, int]:
     for number in range(1, MAX_WORKERS + 1):
         folder = workers / str(number)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             # Not bound to a thread: whoever stops the worker lets it go.
-            lock = filelock.FileLock(folder / LOCK_NAME, thread_local=False)
+            lock = filelock.FileLock(folder / LOCK_NAME, mode=FILE_MODE, thread_local=False)
             lock.acquire(timeout=0)
         except filelock.Timeout:
             continue
@@ -167,7 +165,7 @@ def _is_utf_8(path: Path) -> bool:
 
 
 def _is_held(folder: Path) -> bool:
-    lock = filelock.FileLock(folder / LOCK_NAME)
+    lock = filelock.FileLock(folder / LOCK_NAME, mode=FILE_MODE)
     try:
         lock.acquire(timeout=0)
     except (filelock.Timeout, OSError):

@@ -18,6 +18,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Final
 
+from d8mesh.private import make_file, make_folder
+
 #: Characters of one value: enough for an address, an id or a short error.
 MAX_VALUE_CHARS: Final = 200
 #: Characters of one line without its traceback: a peer must not fill the disk.
@@ -149,6 +151,14 @@ class Once(logging.Filter):
         return shown
 
 
+class _PrivateFileHandler(RotatingFileHandler):
+    """A rotating file, and each next one, that nobody else may read."""
+
+    def _open(self) -> io.TextIOWrapper:
+        make_file(Path(self.baseFilename))
+        return super()._open()
+
+
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
@@ -179,14 +189,15 @@ def _tear_down() -> None:
 
 
 def _file_handler(role: str, folder: Path) -> logging.Handler:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     name = "".join(char if char.isalnum() or char in "-_" else "_" for char in role)[:64]
     for number in range(1, MAX_FILES_PER_ROLE + 1):
         stem = name if number == 1 else f"{name}-{number}"
+        make_file(folder / f".{stem}.lock")
         lock = (folder / f".{stem}.lock").open("a+b")
         if _lock(lock):
             _held_locks.append(lock)
-            return RotatingFileHandler(
+            return _PrivateFileHandler(
                 folder / f"{stem}.log",
                 maxBytes=MAX_FILE_BYTES,
                 backupCount=KEPT_FILES,

@@ -23,6 +23,7 @@ import filelock
 from d8mesh.core.protocol.membership import fingerprint
 from d8mesh.core.protocol.pinning import MAX_PINS, Pin, with_pin, without_pin
 from d8mesh.errors import ConfigError
+from d8mesh.private import FILE_MODE, make_folder
 from d8mesh.setting_forms import NAME_PATTERN
 
 PINS_NAME: Final = "pins.json"
@@ -79,9 +80,10 @@ class PinFile:
         self._change(mesh, lambda pins: without_pin(pins, of))
 
     def _change(self, mesh: str, change: Callable[[tuple[Pin, ...]], tuple[Pin, ...]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.parent.exists():
+            make_folder(self.path.parent)
         try:
-            with filelock.FileLock(self.path.with_name(LOCK_FILE), timeout=PINS_LOCK_S):
+            with filelock.FileLock(self.path.with_name(LOCK_FILE), PINS_LOCK_S, mode=FILE_MODE):
                 table = _read(self.path)
                 table[mesh] = change(table.get(mesh, ()))
                 if not table[mesh]:

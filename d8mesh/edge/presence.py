@@ -10,6 +10,8 @@ from typing import Final
 
 import filelock
 
+from d8mesh.private import FILE_MODE
+
 #: How often somebody who has it is looked at.
 PRESENCE_LOOK_S: Final = 0.05
 
@@ -24,7 +26,7 @@ class Presence:
     """
 
     def __init__(self, path: Path) -> None:
-        self._lock = filelock.FileLock(path, thread_local=False)
+        self._lock = filelock.FileLock(path, mode=FILE_MODE, thread_local=False)
 
     def enter(self, patience_s: float = 0.0) -> bool:
         """Have it; return False if another process had it all that time.

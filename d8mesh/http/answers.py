@@ -34,8 +34,8 @@ _CODES: Final[Mapping[int, str]] = {
     ),
     401: "access.token access.revoked",
     403: (
-        "access.forbidden access.pending access.key access.orchestrator_key access.scope "
-        "http.host http.origin http.peer"
+        "access.forbidden access.pending access.banned access.key access.orchestrator_key "
+        "access.scope http.host http.origin http.peer"
     ),
     404: "task.unknown worker.unknown model.unknown member.unknown backend.missing http.not_found",
     405: "http.method",
@@ -50,7 +50,7 @@ _CODES: Final[Mapping[int, str]] = {
     500: (
         "d8.error config.invalid core.transition task.error model.error client.wrong_loop "
         "worker.error member.error worker.outbox_broken worker.handler journal.failed journal.held "
-        "journal.broken config.key_file"
+        "journal.broken journal.key worker.outbox_key config.key_file"
     ),
     502: "backend.failed backend.memory backend.stalled backend.answer backend.too_large",
     503: (

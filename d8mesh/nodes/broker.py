@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -90,10 +91,10 @@ _log: Final = logging.getLogger("d8mesh.broker")
 OpenStore: TypeAlias = Callable[[Path, Callable[[], None]], Store]
 
 
-def open_journal(folder: Path, wake: Callable[[], None]) -> Store:
+def open_journal(folder: Path, wake: Callable[[], None], *, is_sealed: bool = False) -> Store:
     """Open the journal in a folder: its commits are durable at once, and wake nobody."""
     del wake
-    return Journal(folder / JOURNAL_NAME)
+    return Journal(folder / JOURNAL_NAME, is_sealed=is_sealed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +124,12 @@ class Broker:
         folder: where the journal lies.
         web_port: the REST port to announce, None if there is none.
         tls: the fingerprint of its certificate; "" for plain HTTP.
+        open_store: opens what keeps the tasks; None: the journal.
         say: takes in what is to be told to whoever runs the orchestrator.
 
     Raises:
         JournalHeldError: another orchestrator uses the journal.
-        JournalBrokenError: the journal is damaged or of a newer version.
+        JournalBrokenError: the journal is damaged, of a newer version, or its key is missing.
         KeyFileError: its key file cannot be used.
         ConfigError: the file of members is damaged.
         D8Error: no port is free.
@@ -142,11 +144,12 @@ class Broker:
         *,
         web_port: int | None = None,
         tls: str = "",
-        open_store: OpenStore = open_journal,
+        open_store: OpenStore | None = None,
         say: Callable[[Notice], None] = lambda notice: None,
     ) -> None:
         self._config = config
-        self._store = open_store(folder, lambda: self._waker.wake())
+        opener: OpenStore = open_store or partial(open_journal, is_sealed=config.encrypt)
+        self._store = opener(folder, lambda: self._waker.wake())
         self._waker = Waker()
         ports = range(config.broker_port, min(config.broker_port + BROKER_PORT_TRIES, PORTS_END))
         try:

@@ -14,7 +14,7 @@ from d8mesh.core.protocol.codec import decode_to_client, decode_to_worker, encod
 from d8mesh.edge.transport.keys import KeyPair
 from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.errors import JournalError, ProtocolError
-from d8mesh.nodes.broker import Broker, OpenStore, open_journal
+from d8mesh.nodes.broker import Broker, OpenStore
 from tests.keyed import PEER, link_to
 
 S = "0123456789abcdef"
@@ -26,7 +26,7 @@ class Running:
     """A broker on a thread, and raw connections to it."""
 
     def __init__(
-        self, folder: Path, open_store: OpenStore = open_journal, **settings: object
+        self, folder: Path, open_store: OpenStore | None = None, **settings: object
     ) -> None:
         (port,) = free_ports(1)
         self.config = Config(

@@ -104,8 +104,10 @@ class Abused:
         with contextlib.suppress(AssertionError):
             until(lambda: not wanted - (self.rejected() - before), "counted", PATIENCE_S / 2)
         self.goes_on()
-        assert self.rejected() - before == wanted
-        assert self.tasks() == tasks
+        changed = self.rejected() - before
+        assert changed == wanted, f"counted {dict(changed)}, expected {dict(wanted)}"
+        made = self.tasks() - tasks
+        assert made == 0, f"{made} tasks were made"
 
     @contextlib.contextmanager
     def refused_once(self) -> Iterator[None]:

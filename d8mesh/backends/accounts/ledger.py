@@ -14,6 +14,8 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from d8mesh.private import make_file
+
 #: Of the file's form; another one is not read.
 VERSION: Final = 1
 #: A hundred models with a thousand requests a minute each take some 3 MB.
@@ -84,6 +86,7 @@ def write(path: Path, kept: KeptAccount) -> None:
         OSError: the disk does not take it.
     """
     fresh = path.with_name(f"{path.name}.new")
+    make_file(fresh)
     with fresh.open("wb") as file:
         file.write(msgspec.json.encode(kept))
         file.flush()

@@ -13,6 +13,7 @@ import msgspec
 
 from d8mesh.doors.batches.stored_files import write_durably
 from d8mesh.errors import QueueFullError
+from d8mesh.private import make_folder
 
 #: Batches that are known at a time; the oldest finished ones are forgotten first.
 MAX_BATCHES: Final = 2000
@@ -145,7 +146,7 @@ class BatchFolder:
     def open(self) -> None:
         """Read what is there."""
         with contextlib.suppress(OSError):  # who makes a batch is told why that fails
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
         found: list[LlmBatch] = []
         for path in self._folder.glob(f"{_BATCH_PREFIX}*.json"):
             with contextlib.suppress(OSError, msgspec.DecodeError):

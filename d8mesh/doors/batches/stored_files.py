@@ -18,6 +18,7 @@ import msgspec
 
 from d8mesh.edge.room import disk_free_bytes
 from d8mesh.errors import DiskLowError, QueueFullError
+from d8mesh.private import make_folder
 
 #: Files at a time, all together: each takes half a kilobyte of memory.
 MAX_STORED: Final = 10_000
@@ -63,7 +64,7 @@ class FileFolder:
             kept: ids of files that are still being written.
         """
         with contextlib.suppress(OSError):  # who writes a file is told why that fails
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
         found: list[StoredFile] = []
         for note in self._folder.glob("file-*.json"):
             with contextlib.suppress(OSError, msgspec.DecodeError):

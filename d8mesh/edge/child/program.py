@@ -12,6 +12,7 @@ from typing import Final
 
 from d8mesh.edge.child import leash
 from d8mesh.edge.child.group import NEW_GROUP, ProcessGroup
+from d8mesh.private import make_file
 
 #: Beyond what the program itself gets to end.
 PROGRAM_END_S: Final = leash.LEASH_END_S + 2.0
@@ -37,6 +38,7 @@ class Program:
 
     def __init__(self, command: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
         self.log = log
+        make_file(log)
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(leash.__file__), *command],

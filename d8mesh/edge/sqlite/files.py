@@ -21,6 +21,8 @@ from typing import Final
 
 import apsw
 
+from d8mesh.private import make_file
+
 #: How long a statement waits for a checkpoint of another connection.
 BUSY_MS: Final = 5000
 #: A database and what belongs to it, in the order in which they are moved away.
@@ -43,6 +45,8 @@ def connect(path: Path, synchronous: str, vfs: str, checkpoint_pages: int) -> ap
         vfs: SQLite's way to the disk; empty: the usual one.
         checkpoint_pages: the log file is folded back when it has this many pages.
     """
+    if not vfs:
+        make_file(path)  # its log and what is beside it get its mode
     db = apsw.Connection(str(path), vfs=vfs or None)
     db.set_busy_timeout(BUSY_MS)
     db.execute("PRAGMA journal_mode = WAL").fetchall()

@@ -28,6 +28,7 @@ from d8mesh.core.protocol.messages import CANCELLED_STATE, COMPLETED_STATE, FAIL
 from d8mesh.edge.sqlite import restore
 from d8mesh.edge.sqlite.files import at_once, beside, connect, keep_log, lengthen_log
 from d8mesh.edge.sqlite.migrate import STEPS, migrate
+from d8mesh.edge.sqlite.payload_key import kept_payload_key
 from d8mesh.edge.sqlite.place import (
     Lock,
     broken,
@@ -52,9 +53,12 @@ from d8mesh.edge.sqlite.schema import (
     insert_sql,
     runs,
 )
+from d8mesh.edge.sqlite.seal import DATA_COLUMN, DIGEST_COLUMN, RESULT_COLUMN, SealError, seal_of
+from d8mesh.edge.sqlite.sealing import finish_resealing, key_of, reseal
 from d8mesh.edge.sqlite.texts import Texts
 from d8mesh.edge.sqlite.wiper import LogWiper
 from d8mesh.errors import JournalError
+from d8mesh.private import make_folder
 
 #: The log file is folded back into the database at about 16 MB (4 KiB pages).
 CHECKPOINT_PAGES: Final = 4000
@@ -68,16 +72,21 @@ class Journal:
 
     Args:
         path: the database file; its folder is made. For the others see `files.connect`.
+        is_sealed: payloads are encrypted; a file in which they are not, or the other way round, is
+            rewritten first.
 
     Raises:
         JournalHeldError: another process has it open.
         JournalBrokenError: the file is damaged, of a newer version, or on a network disk.
+        JournalKeyError: the key that opens its payloads is missing, or is another one.
+        KeyFileError: the key file cannot be used.
     """
 
     def __init__(
         self,
         path: Path,
         *,
+        is_sealed: bool = False,
         synchronous: str = "FULL",
         vfs: str = "",
         checkpoint_pages: int = CHECKPOINT_PAGES,
@@ -86,17 +95,23 @@ class Journal:
         self._confirmed = 0
         self._has_failed = False
         self._reader: Reader | None = None
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._lock = Lock(path.with_name(path.name + ".lock"))
         #: the copy of the file as it was, if it was of an older version
         self.copy: Path | None = None
         try:
             refuse_network_disk(path)
             refuse_half_recovered(path)
+            finish_resealing(path)
             self._db = self._open(synchronous, vfs, checkpoint_pages)
+            self._key = key_of(self._db, path)
+            if is_sealed != (self._key is not None):
+                self._reseal(is_sealed=is_sealed)
+                self._db = self._open(synchronous, vfs, checkpoint_pages)
         except BaseException:  # also on Ctrl-C: what was taken is let go
             self._lock.close()
             raise
+        self._seal = seal_of(self._key)
         #: one cursor for all that is written: the connection's own `execute` makes one each time
         self._write = self._db.cursor().execute
         self._sids: dict[str, int] = dict(self._db.execute("SELECT name, sid FROM sessions"))
@@ -105,7 +120,7 @@ class Journal:
             row[0] for row in self._db.execute("SELECT first FROM batches WHERE is_done = 0")
         }
         self._workers: dict[str, int] = dict(self._db.execute("SELECT name, worker FROM workers"))
-        self._texts = Texts(self._db)
+        self._texts = Texts(self._db, self._seal)
         self._wiper = LogWiper(self._db, path, vfs, checkpoint_pages, is_needed=self._was_killed)
 
     # -------------------------------------------------------------------- writing
@@ -157,7 +172,7 @@ class Journal:
     def ask(self, question: Question) -> StoreAnswer:
         """Answer from what is on the disk; see `Reader`."""
         if self._reader is None:
-            self._reader = Reader(self.path)
+            self._reader = Reader(self.path, seal_of(self._key))
         return self._reader.ask(question)
 
     def _submitted(self, facts: list[task.Submitted]) -> None:
@@ -171,12 +186,13 @@ class Journal:
             self._batch_starts.add(first)
             spec = encode(fact.spec)
             values += (None, first, n, spec, fact.spec.type, fact.at, size, 0)
-            values.append(encode(fact.payloads))
+            values.append(encode(self._seal.close_all(DATA_COLUMN, first, fact.payloads)))
             if fact.spec.source:
                 self._texts.open(first, n)
             count += n
             if fact.key:
-                self._insert("keys", [fact.key, fact.digest, first, fact.key_count], width=4)
+                digest = self._seal.close(DIGEST_COLUMN, first, fact.digest)
+                self._insert("keys", [fact.key, digest, first, fact.key_count], width=4)
         self._insert("batches", values, width=9)
         self._write("UPDATE totals SET submitted = submitted + ? WHERE id = 1", (count,))
 
@@ -191,11 +207,12 @@ class Journal:
         values: list[Value] = []
         for fact in facts:
             worker = self._worker(fact.worker_id)
-            flags = (int(fact.is_counted), int(fact.is_loss), fact.why)
+            flags = (int(fact.is_counted), int(fact.is_loss))
             pause_s = max(0.0, fact.not_before_at - fact.at) if fact.not_before_at else 0.0
-            rest = (fact.returned, pause_s, fact.traceback or None)
             for row, n in zip(self._rows_of(fact.ids), fact.ns, strict=True):
-                values += (row, n, worker, fact.at, *flags, *rest)
+                why = self._seal.close_text(row, fact.why)
+                traceback = self._seal.close_text(row, fact.traceback) or None
+                values += (row, n, worker, fact.at, *flags, why, fact.returned, pause_s, traceback)
         self._insert("failures", values, width=FAILURE_COLUMNS)
 
     def _recounted(self, facts: list[task.Recounted]) -> None:
@@ -234,7 +251,8 @@ class Journal:
             self._insert("outcomes", self._runs(fact, state=FAILED_STATE, worker=worker), width=7)
             values: list[Value] = []
             for row, n in zip(self._rows_of(fact.ids), fact.ns, strict=True):
-                values += (row, n, worker, fact.at, 1, 0, fact.why, 0, 0.0, None)
+                why = self._seal.close_text(row, fact.why)
+                values += (row, n, worker, fact.at, 1, 0, why, 0, 0.0, None)
             self._insert("failures", values, width=FAILURE_COLUMNS)
             count = len(fact.ids)
             self._write("UPDATE totals SET failed = failed + ?", (count,))
@@ -262,7 +280,7 @@ class Journal:
     def _erasure_set(self, facts: list[task.ErasureSet]) -> None:
         for fact in facts:
             for row, rest in zip(self._rows_of(fact.ids), fact.payloads, strict=True):
-                values = (row, fact.due_at, rest)
+                values = (row, fact.due_at, self._seal.close(RESULT_COLUMN, row, rest))
                 self._write("INSERT OR IGNORE INTO erasures VALUES (?, ?, ?)", values)
 
     def _erased(self, facts: list[task.Erased]) -> None:
@@ -271,7 +289,8 @@ class Journal:
                 was_set = fetch(self._db, "SELECT rest FROM erasures WHERE row = ?", (row,))
                 if was_set:
                     self._write("DELETE FROM erasures WHERE row = ?", (row,))
-                if self._texts.erase(row, given or (was_set[0][0] if was_set else b"")):
+                rest = self._seal.close(RESULT_COLUMN, row, given)
+                if self._texts.erase(row, rest or (was_set[0][0] if was_set else b"")):
                     self._wiper.is_needed = True
 
     def _enrolled(self, facts: list[task.Enrolled]) -> None:
@@ -335,7 +354,7 @@ class Journal:
             epoch = meta["epoch"] + 1
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (epoch,))
             restored = Restored(epoch, meta["secret"], max_sessions=MAX_SESSIONS)
-            restore.fill(self._db, restored)
+            restore.fill(self._db, restored, self._seal)
         except restore.UNREADABLE as error:
             raise refusal(self.path, error) from error
         return restored
@@ -378,6 +397,16 @@ class Journal:
         except (apsw.Error, OSError) as error:
             raise refusal(self.path, error) from error
         return db
+
+    def _reseal(self, *, is_sealed: bool) -> None:
+        """Encrypt the payloads of the file, or have them plain again; it is closed after that."""
+        before, self._key = self._key, kept_payload_key(self.path.parent) if is_sealed else None
+        try:
+            keep_log(self._db, is_kept=False)
+            self._db.close()
+            reseal(self.path, before, self._key)
+        except (apsw.Error, OSError, SealError) as error:
+            raise refusal(self.path, error) from error
 
     @staticmethod
     def _create(db: apsw.Connection) -> None:

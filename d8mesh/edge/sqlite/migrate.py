@@ -16,6 +16,7 @@ import msgspec
 
 from d8mesh.edge.sqlite.files import at_once, beside, sync
 from d8mesh.edge.sqlite.schema import TEXT_TABLES, fetch
+from d8mesh.private import make_file
 
 #: version -> the step to the next one, within a transaction
 Steps: TypeAlias = Mapping[int, Callable[[apsw.Connection], None]]
@@ -39,6 +40,7 @@ def migrate(db: apsw.Connection, path: Path, version: int, steps: Steps, mark: s
     part = beside(copy, ".part")
     part.unlink(missing_ok=True)
     try:
+        make_file(part)
         db.execute("VACUUM INTO ?", (str(part),))
         sync(part)
         part.replace(copy)

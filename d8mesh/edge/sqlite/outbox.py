@@ -17,7 +17,11 @@ import apsw
 from d8mesh.core.worker.effects import KeptResult
 from d8mesh.edge.sqlite.files import at_once, beside, connect
 from d8mesh.edge.sqlite.migrate import Steps, migrate
-from d8mesh.errors import OutboxBrokenError, WorkerError
+from d8mesh.edge.sqlite.payload_key import PAYLOAD_KEY_FILE, kept_payload_key, payload_key_in
+from d8mesh.edge.sqlite.schema import fetch
+from d8mesh.edge.sqlite.seal import NO_SEAL, RESULT_COLUMN, Plain, Seal, SealError
+from d8mesh.errors import OutboxBrokenError, OutboxKeyError, WorkerError
+from d8mesh.private import make_file, make_folder
 
 OUTBOX_VERSION: Final = 2
 OUTBOX_NAME: Final = "outbox.db"
@@ -26,6 +30,10 @@ LOCK_NAME: Final = "lock"
 OUTBOX_CHECKPOINT_PAGES: Final = 1000
 #: Rows per statement; apsw takes the interpreter lock for every single one otherwise.
 ROWS_AT_ONCE: Final = 64
+#: Added to the kind of a result whose payload is encrypted.
+SEALED_KIND: Final = 256
+#: The application's number in the file's head, when payloads are encrypted: "d8s1".
+SEALED_FILE: Final = 0x64387331
 #: The table is written anew, to wipe it, while it holds no more than this.
 MAX_RENEWED_BYTES: Final = 8 * 1024 * 1024
 
@@ -46,9 +54,13 @@ class Outbox:
 
     Args:
         folder: where the file lies; made if missing. For the others see `files.connect`.
+        is_sealed: payloads are encrypted, or are not; None: as they were. A file in which it is
+            the other way round is rewritten first.
 
     Raises:
         OutboxBrokenError: the file is damaged or of a newer version.
+        OutboxKeyError: the key that opens its payloads is missing.
+        KeyFileError: the key file cannot be used.
         WorkerError: the disk is full or fails.
 
     Thread: one at a time.
@@ -58,6 +70,7 @@ class Outbox:
         self,
         folder: Path,
         *,
+        is_sealed: bool | None = None,
         synchronous: str = "FULL",
         vfs: str = "",
         checkpoint_pages: int = OUTBOX_CHECKPOINT_PAGES,
@@ -68,9 +81,14 @@ class Outbox:
         self.needs_wiping = False
         #: a write or sync failed: the connection is not trusted again
         self._is_doubtful = False
+        #: what opens the payloads that are encrypted, and what new ones are kept with
+        self._opener: Plain = NO_SEAL
+        self._seal: Plain = NO_SEAL
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
+            make_file(self._path)
             self._open()
+            self._choose(is_sealed)
         except _DAMAGE as error:
             raise _broken(self._path, str(error)) from error
         except (apsw.Error, OSError) as error:
@@ -117,14 +135,7 @@ class Outbox:
             sizes = self._db.execute("SELECT length(payload) FROM results")
             if sum(int(size) for (size,) in sizes) > MAX_RENEWED_BYTES:
                 return False
-            kept = self.load()
-
-            def renew() -> None:
-                self._db.execute("DELETE FROM results")
-                self._insert(kept)
-
-            self._commit(renew)
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._renew(self.load())
         except apsw.Error as error:
             raise WorkerError(f"cannot wipe the outbox {self._path}: {error}") from error
         self.needs_wiping = False
@@ -143,6 +154,7 @@ class Outbox:
 
         Raises:
             OutboxBrokenError: a row is damaged.
+            OutboxKeyError: it was encrypted with another key.
         """
         try:
             rows: list[tuple[Any, ...]] = self._db.execute(
@@ -152,7 +164,14 @@ class Outbox:
             raise _broken(self._path, str(error)) from error
         if any(crc32(row[4]) != row[5] for row in rows):
             raise _broken(self._path, "a result is not what was written")
-        return [KeptResult(*row[:5]) for row in rows]
+        try:
+            return [self._opened(KeptResult(*row[:5])) for row in rows]
+        except SealError as error:
+            raise OutboxKeyError(
+                f"the outbox {self._path} was encrypted with another key than that in "
+                f"{self._path.with_name(PAYLOAD_KEY_FILE)} ({error}): put the right key file "
+                "there; nothing was changed"
+            ) from error
 
     def close(self) -> None:
         """Let the file go."""
@@ -180,14 +199,61 @@ class Outbox:
         if 0 < version < OUTBOX_VERSION:
             migrate(db, self._path, version, _OUTBOX_STEPS, _MARK)
 
+    def _choose(self, is_sealed: bool | None) -> None:
+        """Encrypt the payloads, or have them plain, from here on, and those that are there."""
+        kinds = fetch(
+            self._db, "SELECT kind >= ?, count(*) FROM results GROUP BY 1", (SEALED_KIND,)
+        )
+        found = dict(kinds)
+        folder = self._path.parent
+        if found.get(1):
+            key = payload_key_in(folder)
+            if key is None:
+                raise OutboxKeyError(
+                    f"the outbox {self._path} is encrypted, and the key is missing: put "
+                    f"{folder / PAYLOAD_KEY_FILE} back from its copy; nothing was changed. Without "
+                    f"it its results cannot be read: move {OUTBOX_NAME} away, and they are run anew"
+                )
+            self._opener = Seal(key)
+        was_sealed = self._db.pragma("application_id") == SEALED_FILE
+        if is_sealed or (is_sealed is None and (was_sealed or found.get(1))):
+            self._seal = self._opener = Seal(kept_payload_key(folder))
+        if is_sealed is None:
+            return
+        if found.get(int(not is_sealed)):
+            self._renew(self.load())
+        if is_sealed != was_sealed:
+            self._db.pragma("application_id", SEALED_FILE if is_sealed else 0)
+
+    def _opened(self, stored: KeptResult) -> KeptResult:
+        if stored.kind < SEALED_KIND:
+            return stored
+        payload = self._opener.open(RESULT_COLUMN, stored.token, stored.payload)
+        return stored._replace(kind=stored.kind - SEALED_KIND, payload=payload)
+
+    def _renew(self, kept: Sequence[KeptResult]) -> None:
+        """Write the table anew, so that nothing is left of what was in it, and fold the log."""
+
+        def renew() -> None:
+            self._db.execute("DELETE FROM results")
+            self._insert(kept)
+
+        self._commit(renew)
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
     def _insert(self, results: Sequence[KeptResult]) -> None:
         for start in range(0, len(results), ROWS_AT_ONCE):
             some = results[start : start + ROWS_AT_ONCE]
             marks = ",".join(["(?,?,?,?,?,?)"] * len(some))
             values: list[Any] = []
             for row in some:
-                values += (row.token, row.broker_id, row.task_id, row.kind, row.payload)
-                values.append(crc32(row.payload))
+                kind, payload = row.kind, row.payload
+                if self._seal is not NO_SEAL:
+                    kind, payload = (
+                        kind + SEALED_KIND,
+                        self._seal.close(RESULT_COLUMN, row.token, payload),
+                    )
+                values += (row.token, row.broker_id, row.task_id, kind, payload, crc32(payload))
             self._db.execute(f"INSERT OR REPLACE INTO results VALUES {marks}", values)
 
     def _commit(self, change: Callable[[], object]) -> None:

@@ -17,6 +17,7 @@ import filelock
 
 from d8mesh.edge.sqlite.schema import NOTE_SUFFIX, SCHEMA_VERSION, fetch
 from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
+from d8mesh.private import FILE_MODE, replace_text
 from d8mesh.program import command_name
 
 #: What a share of Windows is called here; Windows itself has no word for its protocol.
@@ -58,7 +59,7 @@ class Lock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._lock = filelock.FileLock(path, blocking=False, thread_local=False)
+        self._lock = filelock.FileLock(path, mode=FILE_MODE, blocking=False, thread_local=False)
         try:
             self._lock.acquire()
         except filelock.Timeout as error:
@@ -69,7 +70,7 @@ class Lock:
                 "write in its folder, or set another D8_DATA_DIR"
             ) from error
         with contextlib.suppress(OSError):  # on a full disk: it is for people only
-            path.with_suffix(".holder").write_text(f"process {os.getpid()}", "utf-8")
+            replace_text(path.with_suffix(".holder"), f"process {os.getpid()}")
 
     def close(self) -> None:
         """Let it go."""

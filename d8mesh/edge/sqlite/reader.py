@@ -14,8 +14,10 @@ from d8mesh.core.protocol.messages import FINAL_STATES, PRUNED_STATE, UNKNOWN_ST
 from d8mesh.core.protocol.source import source_of
 from d8mesh.core.protocol.task import Spec, TaskState, parse_id
 from d8mesh.edge.sqlite.files import BUSY_MS
+from d8mesh.edge.sqlite.place import broken
 from d8mesh.edge.sqlite.schema import COUNTER_BITS, Value, covering, fetch, split_row
-from d8mesh.edge.sqlite.texts import is_erased, is_reference, text_of
+from d8mesh.edge.sqlite.seal import DATA_COLUMN, NO_SEAL, RESULT_COLUMN, Plain, SealError
+from d8mesh.edge.sqlite.texts import ERASED_ONLY, is_erased, is_reference, text_of
 from d8mesh.edge.sqlite.wiper import fold
 from d8mesh.errors import JournalError, UnknownTaskError
 
@@ -58,12 +60,13 @@ _Seen: TypeAlias = tuple[str, int, _OutcomeRun | None, bool]
 
 
 class Reader:
-    """A read-only connection.
+    """A read-only connection to a journal, whose payloads `seal` opens.
 
     Thread: used by one thread at a time.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, seal: Plain = NO_SEAL) -> None:
+        self._path, self._seal = path, seal
         self._db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         self._db.set_busy_timeout(BUSY_MS)
         self._db.execute("PRAGMA query_only = ON")
@@ -78,6 +81,8 @@ class Reader:
         """
         try:
             return _ANSWERS[type(question)](self, question)
+        except SealError as error:
+            raise broken(self._path, f"a payload cannot be decrypted: {error}") from error
         except apsw.Error as error:
             raise JournalError(f"cannot read the journal: {error}") from error
 
@@ -90,7 +95,10 @@ class Reader:
     def _payloads(self, question: store.PayloadsOf) -> store.BatchPayloads | None:
         row = self._row(f"{question.session}-{question.first}")
         found = fetch(self._db, "SELECT payloads FROM batches WHERE first = ?", (row,))
-        return store.BatchPayloads(_payloads(found[0][0])) if found else None
+        if not found:
+            return None
+        payloads = enumerate(_payloads(found[0][0]), row)
+        return store.BatchPayloads([self._data(each, stored) for each, stored in payloads])
 
     def _outcomes(self, question: store.OutcomesOf) -> store.FinishedStates:
         states, results = bytearray(), []
@@ -106,7 +114,7 @@ class Reader:
                     continue
                 first, end, state, payloads = *found[:3], _payloads(found[3])
             states.append(state)
-            results.append(self._result(payloads[row - first])[0])
+            results.append(self._result(row, payloads[row - first])[0])
         return store.FinishedStates(bytes(states), results)
 
     def _end(self, question: store.EndOf) -> store.FinishedTask | store.PrunedTask | None:
@@ -125,7 +133,7 @@ class Reader:
         first, spec, payloads = found
         ended = covering(self._db, "outcomes", row, "state")
         state = FINAL_STATES[ended[0]] if ended else None
-        told, payload = _spec(spec), _payloads(payloads)[row - first]
+        told, payload = _spec(spec), self._data(row, _payloads(payloads)[row - first])
         is_gone = bool(told.source) and is_erased(payload)
         return store.TaskDetails(told, b"" if is_gone else payload, self._past(row), state, is_gone)
 
@@ -259,14 +267,29 @@ class Reader:
         past = self._past(row) if not is_completed or run.n > 1 else []
         why = past[-1].error if past and not is_completed else None
         task_id = "{}-{}".format(*self._split(row))
-        payload, is_gone = self._result(run.payloads[row - run.first])
+        payload, is_gone = self._result(row, run.payloads[row - run.first])
         if why == OVERWRITTEN:  # where the caller may know it, it is kept with the result
             why = _kept_error(payload) or why
         return store.FinishedTask(task_id, *run[2:8], payload, why, past, is_gone)
 
-    def _result(self, stored: bytes) -> tuple[bytes, bool]:
+    def _data(self, row: int, stored: bytes) -> bytes:
+        """Return what a task was given; of one that was erased what overwrote it."""
+        return stored if is_erased(stored) else self._seal.open(DATA_COLUMN, row, stored)
+
+    def _result(self, row: int, stored: bytes) -> tuple[bytes, bool]:
         """Return a result, and whether what was said was erased of it."""
-        return text_of(self._db, stored) if is_reference(stored) else (stored, False)
+        is_gone = False
+        if is_reference(stored):
+            stored, is_gone = text_of(self._db, stored)
+        if is_gone and stored == ERASED_ONLY:
+            return stored, True
+        return self._seal.open(RESULT_COLUMN, row, stored), is_gone
+
+    def _shown(self, row: int, text: str | None) -> str | None:
+        """Return a reason or traceback as it is told: one that was overwritten is all blanks."""
+        if not text:
+            return text
+        return self._seal.open_text(row, text) if text.strip() else OVERWRITTEN
 
     def _past(self, row: int) -> list[store.PastAttempt]:
         found = fetch(
@@ -278,7 +301,13 @@ class Reader:
         )
         return [
             store.PastAttempt(
-                n, name, at, bool(counts), _shown(why) or "", round(pause_s, 3), _shown(traceback)
+                n,
+                name,
+                at,
+                bool(counts),
+                self._shown(row, why) or "",
+                round(pause_s, 3),
+                self._shown(row, traceback),
             )
             for n, name, at, counts, why, pause_s, traceback in reversed(found)
         ]
@@ -311,11 +340,6 @@ def _spec(blob: bytes) -> Spec:
 
 def _is_by(door: str, spec: Spec) -> bool:
     return not door or source_of(spec.source).door == door
-
-
-def _shown(text: str | None) -> str | None:
-    """Return a reason or traceback as it is told: one that was overwritten is all blanks."""
-    return OVERWRITTEN if text and not text.strip() else text
 
 
 class _ErrorOfResult(msgspec.Struct, gc=False):

@@ -11,6 +11,7 @@ from d8mesh.core.broker.records import Batch, History, Totals, WorkerRecord
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.protocol.task import Spec
 from d8mesh.edge.sqlite.schema import WAITED, covering, fetch, split_row
+from d8mesh.edge.sqlite.seal import DIGEST_COLUMN, NO_SEAL, Plain
 
 #: What damage raises: a file too large to be looked at page by page at a start shows it here.
 UNREADABLE: Final = (apsw.Error, KeyError, IndexError, TypeError, ValueError, msgspec.MsgspecError)
@@ -21,12 +22,13 @@ UNREADABLE: Final = (apsw.Error, KeyError, IndexError, TypeError, ValueError, ms
 _WITHIN: Final = "{0} >= b.first AND {0} < b.first + b.count"
 
 
-def fill(db: apsw.Connection, restored: Restored) -> None:
+def fill(db: apsw.Connection, restored: Restored, seal: Plain = NO_SEAL) -> None:
     """Read all that is unfinished, and the counts, into `restored`."""
     names = dict(fetch(db, "SELECT sid, name FROM sessions"))
     _counts(db, restored, names)
+    _keys(db, restored, names, seal)
     _batches(db, restored, names)
-    _hands(db, restored, names)
+    _hands(db, restored, names, seal)
 
 
 def _counts(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> None:
@@ -39,13 +41,20 @@ def _counts(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> N
         db, "SELECT name, completed, failed, type, capabilities FROM workers"
     ):
         restored.workers[name] = WorkerRecord(done, bad, kind, capabilities)
-    for key, digest, first, count in fetch(db, "SELECT key, digest, first, count FROM keys"):
-        restored.keys[key] = (digest, *split_row(first, names), count)
     for row, due_at in fetch(db, "SELECT row, due_at FROM erasures"):
         session, n = split_row(row, names)
         restored.erasures[f"{session}-{n}"] = due_at
     highest = fetch(db, "SELECT coalesce(max(number), 0) FROM handouts")[0][0]
     restored.next_assignment = 1 + highest
+
+
+def _keys(db: apsw.Connection, restored: Restored, names: dict[int, str], seal: Plain) -> None:
+    for key, digest, first, count in fetch(db, "SELECT key, digest, first, count FROM keys"):
+        restored.keys[key] = (
+            seal.open(DIGEST_COLUMN, first, digest),
+            *split_row(first, names),
+            count,
+        )
 
 
 def _batches(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> None:
@@ -81,7 +90,7 @@ def _accept(restored: Restored, names: dict[int, str], start: int, end: int) -> 
         restored.accepted.setdefault(session, []).append((n, end - start))
 
 
-def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> None:
+def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str], seal: Plain) -> None:
     """Find who had what and is waited for, and what had gone wrong before."""
     workers = dict(fetch(db, "SELECT worker, name FROM workers"))
     holders: dict[int, tuple[int, int]] = {}
@@ -99,11 +108,11 @@ def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> No
         session, counter = split_row(row, names)
         task_id = f"{session}-{counter}"
         highest, history = restored.troubled.get(task_id, (0, History()))
-        name = workers.get(worker, "")
+        name, told = workers.get(worker, ""), seal.open_text(row, why)
         if is_counted:  # as `TaskTable.apply` does with the fact
-            history.count(name, n, why, is_loss=bool(is_loss))
+            history.count(name, n, told, is_loss=bool(is_loss))
         else:
-            history.give_back(name, why, returned)
+            history.give_back(name, told, returned)
         history.not_before_at, history.pause_s = at + pause_s if pause_s else 0.0, pause_s
         restored.troubled[task_id] = (max(highest, n), history)
         if row in holders and holders[row][0] <= n:

@@ -29,6 +29,8 @@ MAX_TOMBSTONES: Final = 1_000_000
 #: In `meta`: how long workers were waited for that are not back since a start, worker -> seconds.
 #: A file without it has none.
 WAITED: Final = "waited"
+#: In `meta` of a file whose payloads are encrypted: what tells whether a key is theirs.
+SEAL_NAME: Final = "seal"
 Value: TypeAlias = int | float | str | bytes | None
 
 #: The tables that came with version 4.

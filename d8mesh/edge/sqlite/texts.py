@@ -22,6 +22,7 @@ import msgspec
 
 from d8mesh.core.protocol.task import Spec
 from d8mesh.edge.sqlite.schema import CHUNKS, Value, covering, fetch, insert_sql
+from d8mesh.edge.sqlite.seal import RESULT_COLUMN, Plain
 
 #: Begins a reference to a text, and no msgpack: it stands there in place of a result.
 REFERENCE_MARK: Final = b"\xc1"
@@ -31,7 +32,7 @@ _HEAD_BYTES: Final = 5
 #: Behind a text: what is kept of it says that it was erased, which may make it longer.
 _SLACK_BYTES: Final = 16
 #: What is kept where what should be kept has no room; shorter than the slack.
-_ERASED_ONLY: Final = msgspec.msgpack.encode({"erased": True})
+ERASED_ONLY: Final = msgspec.msgpack.encode({"erased": True})
 #: Batches whose tasks' places are remembered: tasks are delivered in the order in which they came.
 _REMEMBERED_BATCHES: Final = 8
 #: As much of a list of payloads as is read at once to find where they are.
@@ -45,10 +46,10 @@ def is_erased(payload: bytes) -> bool:
 
 
 class Texts:
-    """The results of such tasks, on the writing connection."""
+    """The results of such tasks, on the writing connection; `seal` seals them."""
 
-    def __init__(self, db: apsw.Connection) -> None:
-        self._db = db
+    def __init__(self, db: apsw.Connection, seal: Plain) -> None:
+        self._db, self._seal = db, seal
         (top,) = fetch(db, "SELECT coalesce(max(number), 0) FROM texts")[0]
         self._next = top + 1
         #: of the open batches of tasks that came in by a door: where they begin, in order, and end
@@ -75,6 +76,7 @@ class Texts:
 
     def stored(self, row: int, results: list[bytes]) -> list[bytes]:
         """Return what stands in a run of outcomes, from `row` on, for these results."""
+        results = self._seal.close_all(RESULT_COLUMN, row, results)
         starts = self._starts
         if not starts:
             return results
@@ -86,8 +88,7 @@ class Texts:
         references: list[bytes] = []
         values: list[Value] = []
         for result in results:
-            head = len(result).to_bytes(4, "big") + b"\0"
-            values += (self._next, head + result + bytes(_SLACK_BYTES))
+            values += (self._next, as_text(result, is_erased=False))
             references.append(REFERENCE_MARK + self._next.to_bytes(8, "big"))
             self._next += 1
         start, left = 0, len(results)
@@ -104,7 +105,7 @@ class Texts:
         It cannot if it came in by no door, was pruned, or was erased before.
 
         Args:
-            rest: what is kept of its result.
+            rest: what is kept of its result, as it is stored.
         """
         run = covering(self._db, "outcomes", row, "first, payloads")
         batch = covering(self._db, "batches", row, "first, seq, spec")
@@ -122,7 +123,7 @@ class Texts:
             return False
         with self._db.blob_open("main", "texts", "text", number, True) as blob:
             room = blob.length() - _HEAD_BYTES
-            kept = rest if len(rest) <= room else _ERASED_ONLY
+            kept = rest if len(rest) <= room else ERASED_ONLY
             if blob.read(_HEAD_BYTES)[-1:] != b"\0":
                 return False
             blob.seek(0)
@@ -165,14 +166,21 @@ def is_reference(result: bytes) -> bool:
     return len(result) == _REFERENCE_BYTES and result[:1] == REFERENCE_MARK
 
 
+def as_text(result: bytes, *, is_erased: bool) -> bytes:
+    """Return the text that holds a result, or what was kept of it."""
+    head = len(result).to_bytes(4, "big") + (b"\1" if is_erased else b"\0")
+    return head + result + bytes(_SLACK_BYTES)
+
+
+def text_in(text: bytes) -> tuple[bytes, bool]:
+    """Return the result in a text, and whether it was erased."""
+    return text[_HEAD_BYTES : _HEAD_BYTES + int.from_bytes(text[:4], "big")], text[4] != 0
+
+
 def text_of(db: apsw.Connection, reference: bytes) -> tuple[bytes, bool]:
     """Return a result that is referred to, and whether it was erased; one that is lost is empty."""
     found = fetch(db, "SELECT text FROM texts WHERE number = ?", (number_in(reference),))
-    if not found:
-        return b"", False
-    text: bytes = found[0][0]
-    end = _HEAD_BYTES + int.from_bytes(text[:4], "big")
-    return text[_HEAD_BYTES:end], text[4] != 0
+    return text_in(found[0][0]) if found else (b"", False)
 
 
 def _source_in(spec: bytes) -> str:

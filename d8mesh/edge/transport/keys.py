@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import stat
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,6 +20,7 @@ import zmq
 from zmq.utils import z85
 
 from d8mesh.errors import KeyFileError
+from d8mesh.private import is_open_to_others, make_once
 
 #: The file in the folder of an orchestrator, of a worker, and of the clients of a data folder.
 KEY_FILE: Final = "curve.key"
@@ -30,8 +29,6 @@ CLIENT_FOLDER: Final = "client"
 #: The file is tiny; a larger one is not ours.
 MAX_KEY_FILE_BYTES: Final = 1024
 _SECRET: Final = re.compile(r"^secret ([0-9a-f]{64})$", re.ASCII | re.MULTILINE)
-#: Whoever else may read or write a file.
-_OTHERS_BITS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +76,7 @@ def _read(path: Path) -> KeyPair | None:
             text = file.read(MAX_KEY_FILE_BYTES + 1)
     except FileNotFoundError:
         return None
-    if (
-        sys.platform != "win32" and mode & _OTHERS_BITS
-    ):  # Windows: the user's folder keeps others out
+    if is_open_to_others(mode):
         raise KeyFileError(
             f"{path}: others on this machine can read it (mode {stat.S_IMODE(mode):04o}, expected "
             f"0600). Run: chmod 600 {path}. If somebody else may have read it, delete it instead: "
@@ -99,26 +94,10 @@ def _read(path: Path) -> KeyPair | None:
 
 
 def _made(path: Path) -> KeyPair:
-    path.parent.mkdir(parents=True, exist_ok=True)
     pair = new_pair()
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     lines = (
         "# The secret key of this d8mesh node. Whoever has it is taken for this node.",
         f"secret {pair.secret.hex()}",
     )
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(fresh, path)  # unlike a rename, it leaves what is there already
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            if not path.exists():
-                fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    make_once(path, "\n".join(lines) + "\n")
     return _read(path) or pair

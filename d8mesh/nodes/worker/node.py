@@ -255,7 +255,7 @@ class Worker:
         identity = Identity(Path(config.data_dir), self._name)
         try:
             keys = self._keys = kept_pair(identity.folder)
-            outbox, mended = open_mended(identity.folder)
+            outbox, mended = open_mended(identity.folder, is_sealed=config.encrypt)
             with contextlib.closing(outbox):
                 if mended is not None:
                     _tell_mended(mended)

@@ -10,7 +10,9 @@ import pytest
 
 from d8mesh.core.worker.effects import KeptResult
 from d8mesh.edge.sqlite.outbox import OUTBOX_NAME, Outbox
-from d8mesh.errors import OutboxBrokenError, WorkerError
+from d8mesh.edge.sqlite.payload_key import PAYLOAD_KEY_FILE
+from d8mesh.edge.sqlite.recovery.mend import adopt, open_mended
+from d8mesh.errors import OutboxBrokenError, OutboxKeyError, WorkerError
 
 S = "0123456789abcdef"
 
@@ -121,3 +123,85 @@ def test_the_outbox_of_a_worker_that_was_killed_is_wiped(tmp_path: Path) -> None
     assert again.load() == _results(3)
     for each in (again, outbox):
         each.close()
+
+
+SECRET = b"MARK-OF-A-SECRET"
+
+
+def _secrets(count: int) -> list[KeptResult]:
+    return [
+        row._replace(payload=SECRET + bytes([n % 256])) for n, row in enumerate(_results(count))
+    ]
+
+
+def _holds_secret(folder: Path) -> bool:
+    return any(SECRET in each.read_bytes() for each in folder.iterdir())
+
+
+def test_encrypted_results_are_nowhere_in_clear_and_are_read_as_they_were(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, is_sealed=True)
+    outbox.keep(_secrets(100))
+    assert not _holds_secret(tmp_path)
+    outbox.close()
+    as_it_was = Outbox(tmp_path)
+    as_it_was.keep(_results(200, start=100))
+    assert as_it_was.load() == _secrets(100) + _results(200, start=100)
+    as_it_was.close()
+    assert not _holds_secret(tmp_path)
+
+
+def test_an_empty_outbox_stays_encrypted_when_it_is_opened_again(tmp_path: Path) -> None:
+    Outbox(tmp_path, is_sealed=True).close()
+    outbox = Outbox(tmp_path)
+    outbox.keep(_secrets(1))
+    assert not _holds_secret(tmp_path)
+    outbox.close()
+
+
+def test_what_was_kept_in_clear_is_encrypted_and_the_other_way_round(tmp_path: Path) -> None:
+    for is_sealed in (False, True, False):
+        outbox = Outbox(tmp_path, is_sealed=is_sealed)
+        if not outbox.load():
+            outbox.keep(_secrets(300))
+        assert outbox.load() == _secrets(300)
+        assert _holds_secret(tmp_path) is not is_sealed
+        outbox.close()
+        assert _holds_secret(tmp_path) is not is_sealed
+
+
+def test_an_encrypted_outbox_without_its_key_is_refused_and_nothing_is_changed(
+    tmp_path: Path,
+) -> None:
+    outbox = Outbox(tmp_path, is_sealed=True)
+    outbox.keep(_secrets(3))
+    outbox.close()
+    key = tmp_path / PAYLOAD_KEY_FILE
+    kept, content = key.read_text("utf-8"), (tmp_path / OUTBOX_NAME).read_bytes()
+    key.unlink()
+    for is_sealed in (True, False, None):
+        with pytest.raises(OutboxKeyError, match="the key is missing: put"):
+            open_mended(tmp_path, is_sealed=is_sealed)
+    key.write_text(kept[:-65] + "0" * 64 + "\n", "utf-8")
+    key.chmod(0o600)
+    with pytest.raises(OutboxKeyError, match="another key than that in"):
+        open_mended(tmp_path)
+    assert (tmp_path / OUTBOX_NAME).read_bytes() == content
+    key.write_text(kept, "utf-8")
+    again, mended = open_mended(tmp_path)
+    assert (again.load(), mended) == (_secrets(3), None)
+    again.close()
+
+
+def test_a_damaged_encrypted_outbox_is_mended_and_another_worker_adopts_it(tmp_path: Path) -> None:
+    left, own = tmp_path / "1", tmp_path / "2"
+    outbox = Outbox(left, is_sealed=True)
+    outbox.keep(_secrets(50))
+    outbox.close()
+    content = bytearray((left / OUTBOX_NAME).read_bytes())
+    content[100:108] = bytes(8)  # the head of the first page
+    (left / OUTBOX_NAME).write_bytes(content)
+    mine = Outbox(own, is_sealed=True)
+    assert adopt(mine, tmp_path, own_folder=own) == 50
+    assert sorted(mine.load()) == sorted(_secrets(50))
+    mine.close()
+    assert not _holds_secret(own)

@@ -23,7 +23,8 @@ from d8mesh.core.worker.effects import KeptResult
 from d8mesh.edge.sqlite.files import beside, mapped, swap, sync
 from d8mesh.edge.sqlite.outbox import LOCK_NAME, OUTBOX_NAME, OUTBOX_VERSION, Outbox
 from d8mesh.edge.sqlite.recovery.pages import Found, Pages, Row, Trees
-from d8mesh.errors import OutboxBrokenError, WorkerError
+from d8mesh.errors import KeyFileError, OutboxBrokenError, WorkerError
+from d8mesh.private import FILE_MODE, make_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +38,24 @@ class Mended:
     damaged_pages: int
 
 
-def open_mended(folder: Path) -> tuple[Outbox, Mended | None]:
+def open_mended(folder: Path, *, is_sealed: bool | None = None) -> tuple[Outbox, Mended | None]:
     """Open an outbox; a damaged one is set aside, and a new one has what can be read of it.
+
+    Args:
+        is_sealed: as for `Outbox`.
 
     Raises:
         OutboxBrokenError: it is of a newer version.
+        OutboxKeyError: the key of its payloads is missing, or is another one.
+        KeyFileError: the key file cannot be used.
         WorkerError: the disk is full or fails.
     """
     _finish_swap(folder)
     try:
-        outbox = Outbox(folder)
+        outbox = Outbox(folder, is_sealed=is_sealed)
         try:
             outbox.load()
-        except OutboxBrokenError:
+        except WorkerError:
             outbox.close()
             raise
         return outbox, None
@@ -60,7 +66,7 @@ def open_mended(folder: Path) -> tuple[Outbox, Mended | None]:
         mended = _mend(folder)
     except (apsw.Error, OSError) as error:
         raise WorkerError(f"cannot mend the outbox in {folder}: {error}") from error
-    return Outbox(folder), mended
+    return Outbox(folder, is_sealed=is_sealed), mended
 
 
 def _is_newer(path: Path) -> bool:
@@ -85,7 +91,7 @@ def _mend(folder: Path) -> Mended:
                 results.setdefault(kept.token, kept)
         del trees  # Windows moves no file that is mapped
     fresh, part = beside(path, ".new"), folder / "mended"
-    part.mkdir(exist_ok=True)
+    make_folder(part)
     for old in part.iterdir():
         old.unlink()
     outbox = Outbox(part)
@@ -151,14 +157,14 @@ def adopt(own: Outbox, workers: Path, *, own_folder: Path) -> int:
     for path in sorted(workers.glob(f"*/{OUTBOX_NAME}")):
         if path.parent == own_folder:
             continue
-        lock = filelock.FileLock(path.parent / LOCK_NAME)
+        lock = filelock.FileLock(path.parent / LOCK_NAME, mode=FILE_MODE)
         try:
             lock.acquire(timeout=0)
         except (filelock.Timeout, OSError):
             continue
         try:
             count += _move(path.parent, own)
-        except WorkerError:
+        except (WorkerError, KeyFileError):
             continue
         finally:
             lock.release()

@@ -10,7 +10,7 @@ import contextlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,17 +21,38 @@ import msgspec
 from d8mesh.core.broker.outcomes import failure_payload
 from d8mesh.core.protocol.messages import CANCELLED_STATE, FAILED_STATE
 from d8mesh.core.protocol.task import Spec
+from d8mesh.edge.sqlite.recovery.opening import (
+    NO_FIT,
+    drop_data,
+    drop_reasons,
+    lacks_result,
+    opens_any,
+    payloads_in,
+)
 from d8mesh.edge.sqlite.recovery.salvage import Saved
 from d8mesh.edge.sqlite.schema import (
     COUNTER_BITS,
     SCHEMA,
     SCHEMA_VERSION,
+    SEAL_NAME,
     WAITED,
     Value,
     covering,
     fetch,
 )
-from d8mesh.edge.sqlite.texts import is_reference, number_in
+from d8mesh.edge.sqlite.seal import (
+    NO_SEAL,
+    RESULT_COLUMN,
+    SEALED_BYTES,
+    Plain,
+    Seal,
+    is_sealed,
+    plain_bytes,
+)
+from d8mesh.edge.sqlite.sealing import check_of, is_key_of
+from d8mesh.edge.sqlite.texts import is_reference
+from d8mesh.errors import JournalKeyError
+from d8mesh.private import make_file
 
 DATA_LOST: Final = "the task's data could not be read from the damaged journal"
 RESULT_LOST: Final = "the task was finished, but its result could not be read from the journal"
@@ -60,11 +81,20 @@ class Losses:
 
 
 class Builder:
-    """The new file, which must not exist, while it is made; `close` leaves it without a log."""
+    """The new file, which must not exist, while it is made; `close` leaves it without a log.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        key: returns the key that opens the payloads, when there are encrypted ones.
+    """
+
+    def __init__(self, path: Path, key: Callable[[], bytes]) -> None:
+        self._key = key
+        self._seal: Plain = NO_SEAL
+        #: payloads that look as if they were encrypted, and others
+        self._sealed_seen = self._plain_seen = 0
         self.losses = Losses()
         self._at = time.time()
+        make_file(path)
         self.db = apsw.Connection(str(path))
         # A file that is not finished is thrown away: nothing needs to be safe yet.
         self.db.execute("PRAGMA journal_mode = OFF").fetchall()
@@ -124,21 +154,25 @@ class Builder:
             self._contradicts("batches")
             self._hint(first, 1)
             return
-        payloads = _payloads(blob)
-        size = sum(map(len, payloads))
-        is_whole = not saved.missing_bytes and len(payloads) == count and size == values[6]
+        payloads = self._found(blob)
+        # What is erased keeps its length, and tells not whether that was encrypted.
+        sizes = (
+            sum(map(len, payloads)),
+            sum(max(0, len(each) - SEALED_BYTES) for each in payloads),
+        )
+        is_whole = not saved.missing_bytes and len(payloads) == count and values[6] in sizes
         if not is_whole and not saved.missing_bytes:
             payloads = []  # its own counts deny them
         kept = payloads[:count]
         for row in range(first + len(kept), first + count):
             self._insert("lost", [row])
         kept += [b""] * (count - len(kept))
-        size = sum(map(len, kept))
+        size = values[6] if is_whole else sum(map(plain_bytes, kept))
         self._insert("batches", [*values[:6], size, values[7], _encode(kept)])
 
     def _outcome(self, saved: Saved) -> None:
         values = saved.values
-        count, payloads = _number(values[1]), _payloads(values[6])
+        count, payloads = _number(values[1]), self._found(values[6])
         if not saved.missing_bytes and len(payloads) != count:
             payloads = []
         kept = payloads[:count]
@@ -147,6 +181,16 @@ class Builder:
         for row in range(_number(values[0]) + len(kept), _number(values[0]) + min(count, 100_000)):
             self.db.execute("INSERT OR REPLACE INTO bad VALUES (?, ?)", (row, values[2]))
         self._hint(_number(values[0]), min(count, MADE_BATCH))
+
+    def _found(self, blob: Value) -> list[bytes]:
+        """Return the payloads of a column as far as they are there."""
+        found = payloads_in(blob)
+        sealed = sum(map(is_sealed, found))
+        self._sealed_seen += sealed
+        self._plain_seen += (
+            sum(1 for each in found if any(each) and not is_reference(each)) - sealed
+        )
+        return found
 
     def _assignment(self, saved: Saved) -> None:
         if saved.missing_bytes or _attempts(saved.values[3]) is None:
@@ -170,7 +214,9 @@ class Builder:
         if not are_batches_whole:
             self._make_batches()
         self._fit_outcomes()
-        self._fit_texts()
+        for row in drop_data(self.db, self._seal):
+            self._insert("lost", [row])
+        self._fit_results()
         self._name_sessions(are_whole=are_sessions_whole)
         self._fit_workers()
         self._end_lost()
@@ -206,6 +252,12 @@ class Builder:
             had.pop("broker_id", None)
         if not isinstance(epoch, int) or epoch < 0:
             had.pop("epoch", None)
+        if SEAL_NAME in had or self._sealed_seen > self._plain_seen:
+            self._seal = Seal(self._key())
+            if not is_key_of(self._seal, had.get(SEAL_NAME)):
+                if not opens_any(self.db, self._seal):
+                    raise JournalKeyError(NO_FIT)
+                had[SEAL_NAME] = check_of(self._seal)
         for name, value in {**fresh, **had, "schema": SCHEMA_VERSION}.items():
             self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
@@ -251,12 +303,14 @@ class Builder:
         self.db.execute(f"DELETE FROM outcomes WHERE NOT {is_within}")
         self._contradicts("outcomes", self.db.changes())
 
-    def _fit_texts(self) -> None:
-        """Have no outcome refer to a text that is lost: the task's result is, then."""
-        known = {number for (number,) in fetch(self.db, "SELECT number FROM texts")}
+    def _fit_results(self) -> None:
+        """Have no outcome with a result, or a text it refers to, that is lost or does not open."""
         for first, count, state, n, worker, at, blob in fetch(self.db, "SELECT * FROM outcomes"):
-            results = _payloads(blob)
-            is_lost = [is_reference(each) and number_in(each) not in known for each in results]
+            results = payloads_in(blob)
+            is_lost = [
+                lacks_result(self.db, self._seal, row, each)
+                for row, each in enumerate(results, first)
+            ]
             if not any(is_lost):
                 continue
             self.db.execute("DELETE FROM outcomes WHERE first = ?", (first,))
@@ -339,18 +393,21 @@ class Builder:
     def _end(self, rows: list[int], why: str) -> None:
         is_cancelled = why == "cancelled"
         state = CANCELLED_STATE if is_cancelled else FAILED_STATE
-        payload = _encode([failure_payload(why, "task.cancelled" if is_cancelled else CODE)])
+        result = failure_payload(why, "task.cancelled" if is_cancelled else CODE)
         lists = {DATA_LOST: self.losses.data, RESULT_LOST: self.losses.results}
         for row in rows:
+            payload = _encode([self._seal.close(RESULT_COLUMN, row, result)])
             self._insert("outcomes", [row, 1, state, 1, None, self._at, payload])
             if not is_cancelled:
-                self._insert("failures", [row, 1, None, self._at, 1, 0, why, 0, 0.0, None])
+                told = self._seal.close_text(row, why)
+                self._insert("failures", [row, 1, None, self._at, 1, 0, told, 0, 0.0, None])
                 lists.get(why, self.losses.reasons).append(row)
 
     def _fit_rest(self) -> None:
         """Drop what speaks of tasks that are not there, or that are finished."""
         for table, row in (("failures", "row"), ("keys", "first")):
             self.db.execute(f"DELETE FROM {table} WHERE NOT {_within('batches', f'{table}.{row}')}")
+        drop_reasons(self.db, self._seal)
         workers = {row[0] for row in fetch(self.db, "SELECT worker FROM workers")}
         for number, worker, blob in fetch(self.db, "SELECT number, worker, tasks FROM handouts"):
             attempts = _attempts(blob) or {}
@@ -386,22 +443,3 @@ def _attempts(blob: Any) -> dict[int, int] | None:
         return dict(zip(rows, ns, strict=True))
     except (msgspec.MsgspecError, ValueError):
         return None
-
-
-def _payloads(blob: Value) -> list[bytes]:
-    """Return the elements of an encoded list of bytes as far as they are there."""
-    data = blob if isinstance(blob, bytes) else b""
-    with contextlib.suppress(msgspec.MsgspecError):
-        return msgspec.msgpack.decode(data, type=list[bytes])
-    found: list[bytes] = []
-    sizes = {0xC4: 1, 0xC5: 2, 0xC6: 4}
-    at = {0xDC: 3, 0xDD: 5}.get(data[0], 1 if data[0] >> 4 == 9 else len(data)) if data else 0
-    while at < len(data) and data[at] in sizes:
-        width = sizes[data[at]]
-        size = int.from_bytes(data[at + 1 : at + 1 + width], "big")
-        start = at + 1 + width
-        if start + size > len(data):
-            break
-        found.append(data[start : start + size])
-        at = start + size
-    return found

@@ -28,7 +28,10 @@ from d8mesh.edge.sqlite.place import Lock, version_of
 from d8mesh.edge.sqlite.recovery.rebuild import Builder
 from d8mesh.edge.sqlite.recovery.salvage import TABLES, Salvage
 from d8mesh.edge.sqlite.schema import COUNTER_BITS, NOTE_SUFFIX, SCHEMA_VERSION, fetch, split_row
+from d8mesh.edge.sqlite.seal import seal_of
+from d8mesh.edge.sqlite.sealing import OLD_SUFFIX, finish_resealing, key_of, required_key
 from d8mesh.errors import JournalError
+from d8mesh.private import replace_text
 
 #: Ids named one by one in the report; more are counted.
 NAMED_IDS: Final = 10_000
@@ -80,13 +83,15 @@ def recover(path: Path, say: Callable[[str], None]) -> Recovered:
     Raises:
         JournalHeldError: an orchestrator uses it.
         JournalBrokenError: it is of a newer version: nothing is wrong with it.
+        JournalKeyError: its payloads are encrypted, and the key is missing, or is another one.
         JournalError: the disk is full or does not give the file; nothing was changed.
     """
     note = path.with_name(path.name + NOTE_SUFFIX)
-    if not path.exists() and not note.exists():
+    if not path.exists() and not note.exists() and not beside(path, OLD_SUFFIX).exists():
         return Recovered(str(path), "missing")
     lock = Lock(path.with_name(path.name + ".lock"))
     try:
+        finish_resealing(path)
         if note.exists():  # the power went while the files were moved
             moved = _swap(path, note)
             say("an interrupted recovery was completed")
@@ -105,7 +110,7 @@ def _recover(path: Path, note: Path, say: Callable[[str], None]) -> Recovered:
     fresh = path.with_name(path.name + ".new")
     for side in (*SIDES, "-journal"):
         beside(fresh, side).unlink(missing_ok=True)
-    salvage, builder = Salvage(path, say), Builder(fresh)
+    salvage, builder = Salvage(path, say), Builder(fresh, lambda: required_key(path))
     try:
         for row in salvage.rows():
             builder.take(row)
@@ -125,9 +130,9 @@ def _recover(path: Path, note: Path, say: Callable[[str], None]) -> Recovered:
     aside = path.with_name(f"{path.stem}-broken-{stamp}{path.suffix}")
     report.moved_to = str(aside)
     told = aside.with_suffix(".json")
-    told.write_text(json.dumps(asdict(report), ensure_ascii=False, indent=1), "utf-8")
+    replace_text(told, json.dumps(asdict(report), ensure_ascii=False, indent=1))
     part = note.with_name(note.name + ".part")
-    part.write_text(json.dumps({"aside": aside.name}), "utf-8")
+    replace_text(part, json.dumps({"aside": aside.name}))
     sync(part)
     part.replace(note)
     _swap(path, note)
@@ -169,7 +174,7 @@ def _read(path: Path) -> tuple[Restored, dict[int, int]] | None:
         if fetch(db, "PRAGMA integrity_check(1)") != [("ok",)] or not version:
             return None
         if version == SCHEMA_VERSION:  # a start migrates an older one
-            restore.fill(db, restored)
+            restore.fill(db, restored, seal_of(key_of(db, path)))
             counts = dict(fetch(db, "SELECT state, sum(count) FROM outcomes GROUP BY state"))
     except restore.UNREADABLE:
         return None

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from d8mesh.core.protocol.messages import FINAL_STATES
 from d8mesh.edge.sqlite.files import beside, mapped
 from d8mesh.edge.sqlite.recovery.pages import Found, Pages, Row, Trees, Value
-from d8mesh.edge.sqlite.schema import WAITED
+from d8mesh.edge.sqlite.schema import SEAL_NAME, WAITED
 
 #: The tables with row ids, in the order of reading: what explains the others comes first.
 TABLES: Final = (
@@ -40,7 +40,9 @@ INDEXES: Final = {
     "sqlite_autoindex_batches_1": "batch starts",
     "bad_outcomes": "bad outcomes",
 }
-META_NAMES: Final = frozenset({"schema", "epoch", "secret", "broker_id", "created_at", WAITED})
+META_NAMES: Final = frozenset(
+    {"schema", "epoch", "secret", "broker_id", "created_at", WAITED, SEAL_NAME}
+)
 #: Those of which the first column is the row's id.
 _BY_ID: Final = frozenset(TABLES) - {"failures"}
 #: Rows of `failures` that were written before it had its last three columns.

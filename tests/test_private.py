@@ -1,0 +1,60 @@
+"""Files and folders for this user alone, whatever the umask says."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from d8mesh.private import make_file, make_folder, make_once, narrow, replace_text
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="modes mean nothing there")
+
+
+@pytest.fixture(autouse=True)
+def _open_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_what_is_made_is_closed_to_others_and_so_are_the_folders_above(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    make_folder(folder)
+    make_file(folder / "file")
+    replace_text(folder / "text", "x")
+    make_once(folder / "c" / "key", "y")
+    assert [_mode(each) for each in (tmp_path / "a", folder, folder / "c")] == [0o700] * 3
+    assert [_mode(folder / each) for each in ("file", "text", "c/key")] == [0o600] * 3
+
+
+def test_what_is_there_is_narrowed_and_keeps_what_it_holds(tmp_path: Path) -> None:
+    folder, path = tmp_path / "wide", tmp_path / "wide" / "file"
+    folder.mkdir()
+    path.write_text("kept", "utf-8")
+    make_folder(folder)
+    make_file(path)
+    assert (_mode(folder), _mode(path), path.read_text("utf-8")) == (0o700, 0o600, "kept")
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_text("", "utf-8")
+    link.symlink_to(real)
+    narrow(link)
+    assert _mode(real) == 0o666
+
+
+def test_a_secret_that_is_there_stays(tmp_path: Path) -> None:
+    make_once(tmp_path / "key", "first")
+    make_once(tmp_path / "key", "second")
+    assert (tmp_path / "key").read_text("utf-8") == "first"
+    assert [each.name for each in tmp_path.iterdir()] == ["key"]
