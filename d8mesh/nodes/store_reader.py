@@ -24,7 +24,7 @@ from d8mesh.errors import D8Error
 #: with what the loop makes of it, listings take a hundredth of the time.
 PAUSES: Final = 150
 #: A page that computed for less than this, of 100 tasks or so, costs no more than other questions.
-SHORT_READ_S: Final = 0.001
+SHORT_PAGE_S: Final = 0.001
 #: The longest pause; a page of 1,000 tasks computes for 10 ms.
 MAX_PAUSE_S: Final = 1.0
 #: It is busy if it has computed for more than this share of the time since the last page.
@@ -110,7 +110,7 @@ class StoreReader:
 
     def _pause_s(self) -> float:
         """Return how long no page is made from now on, and when to ask again at the latest."""
-        if self._took_s < SHORT_READ_S:
+        if self._took_s < SHORT_PAGE_S:
             return 0.0
         passed_s = time.monotonic() - self._made_at
         left_s = min(self._took_s * PAUSES, MAX_PAUSE_S) - passed_s

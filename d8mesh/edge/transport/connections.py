@@ -298,8 +298,9 @@ class Connections:
         Of a handshake that came to its end the monitor does not say whose it was.
         """
         if is_unfinished:  # out of time, or its peer has thought better of it
-            is_late = now - connection.since > self._handshake_s * 0.8
-            return SILENT if is_late else ""
+            if connection.handle is not None:
+                return "" if has_left(connection.handle) else SILENT
+            return SILENT if now - connection.since > self._handshake_s * 0.8 else ""
         if connection.routing_id is None:
             if not (self._denied or self._finished) or _received(connection) < SHAKEN_BYTES:
                 return HANDSHAKE
