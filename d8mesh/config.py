@@ -255,8 +255,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(
         "D8_MESH_KEY",
         "mesh_key",
-        forms.matching(r"[!-~]{16,256}"),
-        "16 to 256 printable characters without blanks",
+        forms.mesh_key,
+        "16 to 256 printable characters without blanks, at least 8 different ones, neither a part "
+        'repeated nor the alphabet or digits in order (python -c "import secrets; '
+        'print(secrets.token_urlsafe(24))" makes one)',
         True,
     ),
     Setting("D8_TOKEN", "token", _IS_KEY, _KEY_TEXT, True),
@@ -328,6 +330,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
 OTHER_VARIABLES: Final = frozenset(
     {"D8_VENV", "D8_NO_INSTALL", "D8_NO_ENV_FILE", "D8_FAILPOINT", "D8_STARTED_AS"}
 )
+#: Variables whose values are told to nobody: no log, no command line.
+SECRET_VARIABLES: Final = frozenset(each.variable for each in SETTINGS if each.is_secret)
 #: All variables that mean something here.
 NAMES: Final = frozenset(setting.variable for setting in SETTINGS) | OTHER_VARIABLES
 #: How near a name of no `D8_` must come to one of ours: FLASK_PROT does, FLASK_DEBUG does not.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import IO, Final
 
+from d8mesh.config import SECRET_VARIABLES
 from d8mesh.processes.parent import ask_to_end, exit_code_of, start_child
 
 #: How long children may take to drain before they are killed.
@@ -93,8 +94,12 @@ class Children:
 
         `on_line` is called, on a thread of its own, with each line that the child says.
         """
-        given = [f"--set={key}={value}" for key, value in {**self._settings, **settings}.items()]
-        process = start_child(*arguments, "--with-parent", *given, stderr=subprocess.STDOUT)
+        wanted = {**self._settings, **settings}
+        secrets = {name: wanted.pop(name) for name in SECRET_VARIABLES & wanted.keys()}
+        given = [f"--set={name}={value}" for name, value in wanted.items()]
+        process = start_child(
+            *arguments, "--with-parent", *given, stderr=subprocess.STDOUT, env=secrets
+        )
         child = RunningCommand(name, process, on_line)
         self._children.append(child)
         return child

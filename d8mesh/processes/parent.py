@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from d8mesh.edge.installation import HERE
@@ -22,10 +23,16 @@ else:
     _NEW_GROUP: Final[dict[str, Any]] = {"process_group": 0}
 
 
-def start_child(*arguments: str, stderr: int | None = None) -> subprocess.Popen[str]:
+def start_child(
+    *arguments: str, stderr: int | None = None, env: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[str]:
     """Start ``d8mesh arguments`` with pipes of ours as its standard input and output.
 
     A Ctrl-C is for us alone; what it means for the child we decide.
+
+    Args:
+        env: variables that it gets beside those of this process: secrets, which everybody on this
+            machine could read on its command line.
     """
     return subprocess.Popen(
         HERE.command(*arguments),
@@ -36,6 +43,7 @@ def start_child(*arguments: str, stderr: int | None = None) -> subprocess.Popen[
         encoding="utf-8",
         errors="replace",
         cwd=HERE.start_folder,
+        env={**os.environ, **env},
         **_NEW_GROUP,
     )
 
