@@ -19,6 +19,6 @@ EXPOSE 7001 7010
 STOPSIGNAL SIGTERM
 # Of the default command; a worker's is in compose.yaml.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=20s \
-    CMD ["python", "-P", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:%s/health' % (os.environ.get('FLASK_PORT') or 7001), timeout=5)"]
+    CMD ["python", "-P", "-c", "import os, ssl, urllib.request as r; r.urlopen('http%s://127.0.0.1:%s/health' % ('s' * bool(os.environ.get('D8_TLS')), os.environ.get('FLASK_PORT') or 7001), timeout=5, context=ssl._create_unverified_context())"]
 ENTRYPOINT ["d8mesh"]
 CMD ["orchestrator"]

@@ -32,7 +32,8 @@ WORKERS: Final = 2
 PAYLOADS: Final = {64: ("64 B", 12_000), 4096: ("4 KB", 3000), 262_144: ("256 KB", 60)}
 #: A round goes from one side to the other so often: what else the machine does meets both.
 TURNS: Final = 4
-ONE_IN_FLIGHT: Final = 250
+ONE_TURNS: Final = 30
+ONE_IN_FLIGHT: Final = 1200
 ONE_BYTES: Final = 64
 WARM_UP: Final = 2000
 END_S: Final = 10.0
@@ -80,7 +81,7 @@ def measure(plan: Plan) -> Findings:
             sides = [one, other]
             for side in sides:
                 side.ask("many", plan.tasks(WARM_UP), ONE_BYTES)
-                side.ask("one", plan.tasks(ONE_IN_FLIGHT), ONE_BYTES)
+                side.ask("one", plan.tasks(ONE_IN_FLIGHT // ONE_TURNS), ONE_BYTES)
             for turn in range(plan.rounds):
                 say(f"curve: round {turn + 1}")
                 for size in PAYLOADS:
@@ -112,9 +113,9 @@ def _throughput(found: Findings, plan: Plan, sides: list[_Side], size: int) -> N
 
 
 def _latency(found: Findings, plan: Plan, sides: list[_Side]) -> None:
-    count = plan.tasks(ONE_IN_FLIGHT, least=20)
+    count = plan.tasks(ONE_IN_FLIGHT // ONE_TURNS, least=1)
     times: dict[str, list[float]] = {side.name: [] for side in sides}
-    for turn in range(TURNS):
+    for turn in range(ONE_TURNS):
         for side in rotated(sides, turn):
             times[side.name] += side.ask("one", count, ONE_BYTES)
     table = found.table(ONE, "µs")

@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from bench import dispatchers
@@ -68,6 +69,9 @@ SINGLE: Final = "One request at a time: time to its first token"
 ADDED: Final = "added by the mesh"
 DIRECT, THROUGH = "straight to the machine", "through the mesh"
 CHATS: Final = "64 one-token chats at once"
+
+
+NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def measure(plan: Plan) -> Findings:
@@ -129,9 +133,13 @@ def three_machines(plan: Plan, *, is_warm: bool) -> list[Machine]:
 
 
 @contextlib.contextmanager
-def pool(machines: Sequence[Machine]) -> Iterator[Mesh]:
-    """Run a mesh with a worker beside each machine; wait until it knows them all."""
-    with standins(machines) as urls, mesh(workers=0) as running:
+def pool(machines: Sequence[Machine], settings: Mapping[str, str] = NONE) -> Iterator[Mesh]:
+    """Run a mesh with a worker beside each machine; wait until it knows them all.
+
+    Args:
+        settings: of all its processes, over those that are needed here.
+    """
+    with standins(machines) as urls, mesh(workers=0, settings=settings) as running:
         for url in urls:
             running.add_worker({"DEEPSEEK_BASE_URL": url})
         running.await_workers(len(urls))

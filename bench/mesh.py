@@ -121,6 +121,7 @@ def mesh(
             "D8_OLLAMA_SERVE": "0",
             "TASK_QUEUE_SIZE": "100000000",
             "D8_QUEUE_BYTES": "100000000000",
+            **dict.fromkeys(("D8_JOIN", "D8_MESH_KEY", "D8_TLS", "D8_TOKEN"), ""),
             **settings,
         }
         config = Config(mesh=name, interfaces=("127.0.0.1",))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench import (
+    abuse,
     backlog,
     batches,
     curve,
@@ -81,6 +82,20 @@ def _memory_of_a_batch(process: str) -> Must:
         table=batches.MEMORY,
         row=process,
         column="peak",
+    )
+
+
+def _kept_under_abuse(door: str) -> Must:
+    return Must(
+        text=f"{door} of a healthy client beside 300 dribbling connections and 50 deaf peers",
+        must=0.9,
+        goal=0.95,
+        unit="×",
+        scenario="abuse",
+        table=abuse.KEPT,
+        row=door,
+        column=abuse.KEPT,
+        is_more_better=True,
     )
 
 
@@ -367,4 +382,6 @@ MUSTS: Final[tuple[Must, ...]] = (
         column="gap p99, ms",
     ),
     *(_memory_of_a_batch(name) for name in ("broker", "web")),
+    _kept_under_abuse(abuse.ZEROMQ),
+    _kept_under_abuse(abuse.REST),
 )

@@ -33,11 +33,13 @@ SCENARIOS: Final = {
     "doors": "chats by the doors: first token, 64 at once, 200 streams, 2,000 waiting (--peers)",
     "batches": "50,000 lines and 200 MB by /v1/batches: lines per second, memory",
     "curve": "what encryption costs: tasks per second and one in flight, over in clear",
+    "abuse": "a healthy client beside 300 dribbling connections and 50 peers that never read",
     "hot_path": "where each microsecond of a task goes",
+    "fuzz": "20 million bad frames, 200,000 bad requests: nothing crashes, hangs or grows (named)",
     "open_webui": "Open WebUI at the doors, in a headless browser (4.3 GB; only if it is named)",
 }
 #: Those that run only when they are named.
-ON_DEMAND: Final = frozenset({"open_webui"})
+ON_DEMAND: Final = frozenset({"fuzz", "open_webui"})
 #: The issue's names for two of them.
 ALIASES: Final = {"queue": "backlog", "profile": "hot_path"}
 FULL_ROUNDS: Final = 5

@@ -304,7 +304,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(
         "D8_TRUSTED_PROXY",
         "trusted_proxies",
-        forms.names(r"[0-9A-Fa-f.:]{2,45}"),
+        forms.addresses,
         "addresses of proxies, separated by commas",
     ),
     Setting("D8_ENCRYPT", "encrypt", forms.switch, "1 or 0"),
@@ -330,10 +330,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
 OTHER_VARIABLES: Final = frozenset(
     {"D8_VENV", "D8_NO_INSTALL", "D8_NO_ENV_FILE", "D8_FAILPOINT", "D8_STARTED_AS"}
 )
-#: Variables whose values are told to nobody: no log, no command line.
-SECRET_VARIABLES: Final = frozenset(each.variable for each in SETTINGS if each.is_secret)
 #: All variables that mean something here.
 NAMES: Final = frozenset(setting.variable for setting in SETTINGS) | OTHER_VARIABLES
+#: Variables whose values nobody is to see.
+SECRET_NAMES: Final = frozenset(setting.variable for setting in SETTINGS if setting.is_secret)
 #: How near a name of no `D8_` must come to one of ours: FLASK_PROT does, FLASK_DEBUG does not.
 _NEARNESS: Final = 0.85
 

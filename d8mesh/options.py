@@ -294,20 +294,15 @@ def tasks(parser: argparse.ArgumentParser) -> None:
 def join(parser: argparse.ArgumentParser) -> None:
     """Add what `join` takes."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, (text, who) in JOIN_ACTIONS.items():
+    for name, (text, who) in (JOIN_ACTIONS | TRUST_ACTIONS).items():
         action = actions.add_parser(name, help=text, description=text)
         action.set_defaults(who=None)
         if who:
-            action.add_argument("who", metavar=who, help="as `join list` shows it")
-        _timeout(action, "look for the orchestrator for so many seconds", f"{FIND_S:g}", FIND_S)
+            action.add_argument("who", metavar=who, help="as `join list` or the console shows it")
+        if name in JOIN_ACTIONS:
+            _timeout(action, "look for the orchestrator for so many seconds", f"{FIND_S:g}", FIND_S)
+        _data(action)
         _json(action, "one JSON object, for programs")
-    for name, (text, who) in TRUST_ACTIONS.items():
-        action = actions.add_parser(name, help=text, description=text)
-        action.set_defaults(who=None, json=False)
-        if who:
-            action.add_argument("who", metavar=who, help="as the orchestrator prints it")
-        else:
-            _json(action, "one JSON object, for programs")
 
 
 def models(parser: argparse.ArgumentParser) -> None:

@@ -203,6 +203,14 @@ def names(pattern: str, *, is_printable: bool = False) -> Parser:
     return parse
 
 
+def addresses(text: str) -> tuple[str, ...]:
+    """Take IP addresses."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise ValueError(text)
+    return tuple(str(ipaddress.ip_address(part)) for part in parts)
+
+
 def fingerprints(text: str) -> tuple[str, ...]:
     """Take SHA-256 fingerprints as programs show them, as 64 lower-case hex digits each."""
     parts = [part.strip().replace(":", "").lower() for part in text.split(",") if part.strip()]

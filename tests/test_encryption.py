@@ -18,9 +18,9 @@ from tests.nodes.mesh import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "d8mesh"
-SOCKETS = PACKAGE / "edge" / "transport" / "sockets.py"
-#: It knocks at the orchestrator's own door in clear, to see that it is shut.
-SELF_TEST = PACKAGE / "edge" / "transport" / "self_test.py"
+TRANSPORT = PACKAGE / "edge" / "transport"
+#: The last knocks at the orchestrator's own door in clear, to see that it is shut.
+MAKERS = {TRANSPORT / name for name in ("router.py", "sockets.py", "self_test.py")}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 #: What has keys, or none.
 KEYED = ("RouterEndpoint", "DealerLink")
@@ -42,7 +42,7 @@ def test_only_the_room_of_the_sockets_makes_any() -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in ("ROUTER", "DEALER")
     }
-    assert made == {SOCKETS, SELF_TEST}
+    assert made == MAKERS
 
 
 def test_whoever_makes_a_connection_gives_it_keys() -> None:

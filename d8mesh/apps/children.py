@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import IO, Final
 
-from d8mesh.config import SECRET_VARIABLES
+from d8mesh.config import SECRET_NAMES
 from d8mesh.processes.parent import ask_to_end, exit_code_of, start_child
 
 #: How long children may take to drain before they are killed.
@@ -94,11 +94,11 @@ class Children:
 
         `on_line` is called, on a thread of its own, with each line that the child says.
         """
-        wanted = {**self._settings, **settings}
-        secrets = {name: wanted.pop(name) for name in SECRET_VARIABLES & wanted.keys()}
-        given = [f"--set={name}={value}" for name, value in wanted.items()]
+        all_set = {**self._settings, **settings}
+        given = [f"--set={key}={all_set[key]}" for key in all_set if key not in SECRET_NAMES]
+        secret = {key: all_set[key] for key in all_set if key in SECRET_NAMES}
         process = start_child(
-            *arguments, "--with-parent", *given, stderr=subprocess.STDOUT, env=secrets
+            *arguments, "--with-parent", *given, stderr=subprocess.STDOUT, more_env=secret
         )
         child = RunningCommand(name, process, on_line)
         self._children.append(child)

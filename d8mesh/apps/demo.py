@@ -83,6 +83,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
             "WORKER_STATUS_PORT": str(status_port),
             "ORCHESTRATOR_URL": "",
             "WORKER_ID": "",
+            **dict.fromkeys(("D8_JOIN", "D8_MESH_KEY", "D8_TLS", "D8_TOKEN"), ""),
         }
         scene = Scene(f"http://127.0.0.1:{rest_port}")
         with Children(settings) as children:

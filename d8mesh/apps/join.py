@@ -49,7 +49,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         return pins.run(config, options)
     from d8mesh.nodes.client import Client  # slow to import
 
-    with Client(endpoint=_own_endpoint(config), config=config) as client:
+    with Client(endpoint=own_endpoint(config), config=config) as client:
         connect(client, timeout_s=options.timeout_s, on_wait=tell)
         return run_with(client, options)
 
@@ -66,7 +66,7 @@ def run_with(client: AsksAboutMembers, options: argparse.Namespace) -> int:
     return 0
 
 
-def _own_endpoint(config: Config) -> str:
+def own_endpoint(config: Config) -> str:
     """Return where the orchestrator of this data folder is: only that one takes our word."""
     found = address_file.read(Path(config.data_dir), config.mesh)
     if found is None or found.server_key is None:

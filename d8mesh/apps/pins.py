@@ -28,65 +28,68 @@ ALL: Final = "all"
 
 def run(config: Config, options: argparse.Namespace) -> int:
     """Do `options.action`, with the key `options.who` if it takes one; return the exit code."""
-    file = PinFile(Path(config.data_dir))
-    match options.action:
-        case "trust":
-            _trust(file, config.mesh, options.who)
-        case "unpin":
-            _unpin(file, config.mesh, options.who)
-        case _:
-            _show(config.mesh, file.of(config.mesh), is_json=options.json)
+    file, mesh = PinFile(Path(config.data_dir)), config.mesh
+    told: list[str] = []
+    if options.action == "trust":
+        told = _trust(file, mesh, options.who)
+    elif options.action == "unpin":
+        told = _unpin(file, mesh, options.who)
+    if options.json:
+        say(as_json({"mesh": mesh, "pins": [_row(pin) for pin in file.of(mesh)]}))
+    elif options.action == "pins":
+        _show(mesh, file.of(mesh))
+    for text in [] if options.json else told:
+        for line in wrapped(text, width()):
+            say(line)
     return 0
 
 
-def _trust(file: PinFile, mesh: str, who: str) -> None:
+def _trust(file: PinFile, mesh: str, who: str) -> list[str]:
     fingerprint, key = parse_fingerprint(who)
     with _writing(file):
         file.add(mesh, Pin(fingerprint, key, since=time.time()))
-    _say_tr(
-        "{key} is trusted as an orchestrator of mesh {mesh}; workers and clients that run here "
-        "see it within seconds",
-        key=fingerprint,
-        mesh=mesh,
-    )
+    return [
+        tr(
+            "{key} is trusted as an orchestrator of mesh {mesh}; workers and clients that run here "
+            "see it within seconds",
+            key=fingerprint,
+            mesh=mesh,
+        )
+    ]
 
 
-def _unpin(file: PinFile, mesh: str, who: str) -> None:
+def _unpin(file: PinFile, mesh: str, who: str) -> list[str]:
+    told: list[str] = []
     known = [pin.fingerprint for pin in file.of(mesh)]
     for fingerprint in known if who == ALL else [parse_fingerprint(who)[0]]:
         if fingerprint not in known:
             raise D8Error(f"the key {fingerprint} is not known here of mesh {mesh!r}")
         with _writing(file):
             file.remove(mesh, fingerprint)
-        _say_tr("{key} is trusted no longer", key=fingerprint)
+        told.append(tr("{key} is trusted no longer", key=fingerprint))
     if not file.of(mesh):
-        _say_tr("no key of mesh {mesh} is known now: the first that answers is trusted", mesh=mesh)
+        told.append(
+            tr("no key of mesh {mesh} is known now: the first that answers is trusted", mesh=mesh)
+        )
+    return told
 
 
-def _show(mesh: str, pins: tuple[Pin, ...], *, is_json: bool) -> None:
-    if is_json:
-        rows = [
-            {
-                "fingerprint": pin.fingerprint,
-                "key": None if pin.key is None else pin.key.hex(),
-                "broker_id": pin.broker_id or None,
-                "since": pin.since,
-            }
-            for pin in pins
-        ]
-        say(as_json({"mesh": mesh, "pins": rows}))
-        return
+def _show(mesh: str, pins: tuple[Pin, ...]) -> None:
     if not pins:
-        _say_tr("no orchestrator of mesh {mesh} is known yet: the first is trusted", mesh=mesh)
+        say(tr("no orchestrator of mesh {mesh} is known yet: the first is trusted", mesh=mesh))
         return
     cells = [[pin.fingerprint, pin.broker_id or tr("not met yet"), _day(pin.since)] for pin in pins]
     for line in lines_of([tr("key"), tr("orchestrator"), tr("since")], cells, width=width()):
         say(line)
 
 
-def _say_tr(text: str, /, **values: object) -> None:
-    for line in wrapped(tr(text, **values), width()):
-        say(line)
+def _row(pin: Pin) -> dict[str, object]:
+    return {
+        "fingerprint": pin.fingerprint,
+        "key": None if pin.key is None else pin.key.hex(),
+        "broker_id": pin.broker_id or None,
+        "since": pin.since,
+    }
 
 
 def _day(at: float) -> str:

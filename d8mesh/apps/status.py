@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
+import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
-from urllib.request import ProxyHandler, build_opener
 
 from d8mesh.apps.capabilities import ListedWorker, models_of, reasons_of, why_lines
 from d8mesh.apps.models import loaded_lines
 from d8mesh.apps.tables import cut, lines_of, wrapped
 from d8mesh.config import Config
-from d8mesh.core.protocol.addresses import endpoint
+from d8mesh.core.protocol.addresses import LOOPBACK, endpoint
+from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
 from d8mesh.edge.network import reachable_host, usable_addresses
 from d8mesh.edge.terminal import as_json, say, width
+from d8mesh.edge.transport.web_client import get_json
 from d8mesh.errors import D8Error
 from d8mesh.nodes.credentials import secret_of
 from d8mesh.nodes.reconnector.trust import OrchestratorTrust
@@ -80,11 +83,14 @@ def look(
     Args:
         on_stranger: told in words of an orchestrator of another mesh, or one that is not trusted.
     """
-    urls = dict.fromkeys([config.orchestrator_url or "", f"http://127.0.0.1:{config.web_port}"])
     found: dict[str, Orchestrator] = {}
-    for url in [*filter(None, urls), *_heard(config, on_stranger)]:
+    for url, trusted in _places(config, on_stranger):
+        asking = partial(ask, url, answer_s=answer_s, trusted=trusted)
         try:
-            health = ask(url, "/health", answer_s=answer_s)
+            health = asking("/health")
+        except ssl.SSLCertVerificationError as error:
+            on_stranger(str(error.strerror))
+            continue
         except OSError:
             continue
         if not isinstance(health, dict):
@@ -103,9 +109,9 @@ def look(
         if str(health.get("broker_id")) in found:
             continue
         try:
-            each.stats = ask(url, "/api/stats", answer_s=answer_s)
-            each.workers = ask(url, "/api/workers/list", answer_s=answer_s)["workers"]
-            models = ask(url, "/api/models", answer_s=answer_s)
+            each.stats = asking("/api/stats")
+            each.workers = asking("/api/workers/list")["workers"]
+            models = asking("/api/models")
             each.models = models if "services" in models else {}
         except (OSError, ValueError, KeyError) as error:
             each.problem = str(error)
@@ -136,22 +142,17 @@ def _through_broker(
         return None
 
 
-def ask(url: str, path: str, *, answer_s: float = ANSWER_S) -> Any:
+def ask(url: str, path: str, *, answer_s: float = ANSWER_S, trusted: Collection[str] = ()) -> Any:
     """Return the JSON answer of a GET.
+
+    Args:
+        trusted: fingerprints of certificates that are good there.
 
     Raises:
         OSError: nothing answered within `answer_s`, or an error status without JSON.
     """
-    opener = build_opener(ProxyHandler({}))  # a LAN address is never behind a proxy
     try:
-        with opener.open(url + path, timeout=answer_s) as answer:
-            return json.loads(answer.read(MAX_LIST_BYTES))
-    except OSError as error:
-        body = getattr(error, "read", lambda: b"")()
-        try:
-            return json.loads(body)
-        except ValueError:
-            raise error from None
+        return get_json(url, path, trusted, timeout_s=answer_s, max_bytes=MAX_LIST_BYTES)
     except ValueError as error:
         raise OSError(f"{url}{path} did not answer with JSON") from error
 
@@ -165,8 +166,32 @@ def _of_another_mesh(url: str, health: Mapping[str, Any], mesh: str) -> str:
     return tr("{url} is of mesh {theirs}, not {ours} (D8_MESH)", url=url, theirs=theirs, ours=ours)
 
 
-def _heard(config: Config, on_stranger: Callable[[str], None]) -> list[str]:
-    """Return the REST addresses of orchestrators heard by mDNS within a short time."""
+def _places(
+    config: Config, on_stranger: Callable[[str], None]
+) -> Iterator[tuple[str, Collection[str]]]:
+    """Yield where orchestrators may be, and the fingerprints of certificates that are good there.
+
+    By URL, on this machine, and as they are heard by mDNS.
+    """
+    own = address_file.read(Path(config.data_dir), config.mesh)
+    port, own_tls = config.web_port, "" if own is None else own.tls
+    if own is not None and own.web_port is not None:
+        port = own.web_port
+    is_secure = bool(own_tls or config.tls)
+    trusted = {*config.tls_trust, *filter(None, [own_tls])}
+    here = endpoint(LOOPBACK, port, "https" if is_secure else "http")
+    for url in dict.fromkeys(filter(None, [config.orchestrator_url, here])):
+        yield url, trusted
+    for sighting in _heard(config, on_stranger):
+        web_port, tls = sighting.web_port or 0, sighting.broker.tls
+        host = reachable_host(sighting.addresses, web_port, deadline_s=1.0)
+        if host is not None:
+            url = endpoint(host, web_port, "https" if tls else "http")
+            yield url, {*config.tls_trust, *filter(None, [tls])}
+
+
+def _heard(config: Config, on_stranger: Callable[[str], None]) -> list[Sighting]:
+    """Return the trusted orchestrators that are heard by mDNS within a short time."""
     heard: dict[tuple[str, bytes | None], Sighting] = {}
     discovery = Discovery(
         mesh=config.mesh,
@@ -177,16 +202,15 @@ def _heard(config: Config, on_stranger: Callable[[str], None]) -> list[str]:
     discovery.start()
     time.sleep(LISTEN_S)
     discovery.close()
-    urls: list[str] = []
     trust = OrchestratorTrust(config, secret_of(config))
-    for sighting in list(heard.values()):
-        if sighting.web_port is not None and trust.is_trusted(sighting.broker):
-            host = reachable_host(sighting.addresses, sighting.web_port, deadline_s=1.0)
-            if host is not None:
-                urls.append(endpoint(host, sighting.web_port, "http"))
+    found = [
+        each
+        for each in heard.values()
+        if each.web_port is not None and trust.is_trusted(each.broker)
+    ]
     for text in trust.strangers:
         on_stranger(translated(text))
-    return urls
+    return found
 
 
 # --- for people -----------------------------------------------------------------------

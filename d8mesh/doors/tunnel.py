@@ -55,14 +55,14 @@ _LINK_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _PLACE_OR_TIME: Final = re.compile(r"[0-9]{1,16}", re.ASCII)
 TUNNEL_READ_BYTES: Final = 64 * 1024
 _log: Final = logging.getLogger("d8mesh.exchange")
-_Place: TypeAlias = Annotated[str, Meta(pattern=f"^{_PLACE_OR_TIME.pattern}$")]
+_CountField: TypeAlias = Annotated[str, Meta(pattern=f"^{_PLACE_OR_TIME.pattern}$")]
 _EXCHANGED: Final = AboutCall(
     what="Bytes of a connection to the broker, both ways (`docs/PROTOCOL.md`).",
     media=BYTES_TYPE,
     may_be_empty=True,
     headers={
         LINK_HEADER: Annotated[str, Meta(pattern=f"^{_LINK_ID.pattern}$")],
-        **dict.fromkeys((AT_HEADER, FROM_HEADER, WAIT_HEADER), _Place),
+        **dict.fromkeys((AT_HEADER, FROM_HEADER, WAIT_HEADER), _CountField),
         END_HEADER: str,
     },
     answers=(HttpReply(200, None, BYTES_TYPE),),

@@ -80,7 +80,7 @@ class KnownTokens:
 
     def __init__(self, tokens: Iterable[AccessToken] = ()) -> None:
         self._by_digest: dict[str, AccessToken] = {}
-        self._windows: dict[str, _Window] = {}
+        self._windows: dict[str, _RequestWindow] = {}
         self.usage: dict[str, TokenUsage] = {}
         #: something was used since this was last set to False
         self.is_used = False
@@ -113,7 +113,7 @@ class KnownTokens:
         if token.limit is not None:
             window = self._windows.get(token.id)
             if window is None or window.limit != token.limit:
-                window = self._windows[token.id] = _Window(token.limit)
+                window = self._windows[token.id] = _RequestWindow(token.limit)
             wait_s = window.take(now)
             if wait_s:
                 raise Refusal(
@@ -138,7 +138,7 @@ class KnownTokens:
         return self.usage.setdefault(token_id, TokenUsage())
 
 
-class _Window:
+class _RequestWindow:
     """When the requests of the last period came, as far as they were allowed."""
 
     __slots__ = ("_times", "limit")
@@ -160,6 +160,8 @@ class _Window:
 
 def shown_in(fields: Mapping[str, str]) -> list[str]:
     """Return what a request shows as a key, as it is and without what programs add to one."""
+    if "authorization" not in fields and "x-api-key" not in fields:
+        return []
     scheme, _, token = fields.get("authorization", "").partition(" ")
     given = [token.strip(_HEADER_BLANKS)] if scheme.lower() == "bearer" else []
     if "x-api-key" in fields:  # where Anthropic's clients have it

@@ -34,8 +34,8 @@ _CODES: Final[Mapping[int, str]] = {
     ),
     401: "access.token access.revoked",
     403: (
-        "access.forbidden access.pending access.key access.orchestrator_key access.scope "
-        "http.host http.origin http.peer"
+        "access.forbidden access.pending access.banned access.key access.orchestrator_key "
+        "access.scope http.host http.origin http.peer"
     ),
     404: "task.unknown worker.unknown model.unknown member.unknown backend.missing http.not_found",
     405: "http.method",
@@ -117,9 +117,12 @@ class PushedBody(Protocol):
 
 
 class Response:
-    """What is answered: all of it, or what makes its parts, which is closed in any case."""
+    """What is answered: all of it, or what makes its parts, which is closed in any case.
 
-    __slots__ = ("body", "headers", "status")
+    error: what a call tells of in a form of its own, to be counted; others are raised.
+    """
+
+    __slots__ = ("body", "error", "headers", "status")
 
     def __init__(
         self,
@@ -130,6 +133,7 @@ class Response:
         headers: Mapping[str, str] = _NONE,
     ) -> None:
         self.body, self.status = body, status
+        self.error: D8Error | None = None
         self.headers = _PASSED_ON_AT_ONCE | {"Content-Type": content_type}
         if headers:
             self.headers |= headers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -19,6 +20,7 @@ from d8mesh.http.codings import CODINGS, MAX_DECODED_BYTES, decoder_of
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.off_loop import OFF_LOOP_BYTES, off_loop
 from d8mesh.http.origins import is_preflight, no_origin, preflight_headers, shared_with
+from d8mesh.http.proxies import TrustedProxies
 from d8mesh.http.routes import Door, HttpRoute, Request
 
 #: Longest path that is looked at, once it is decoded.
@@ -26,6 +28,8 @@ MAX_ADDRESS_CHARS: Final = 4096
 #: Bytes of bodies and answers that are under way at the same time: of what comes beyond that,
 #: what is large is refused.
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
+#: What is under way with a token that is revoked has so long for its last words.
+TOKEN_END_S: Final = 0.5
 #: What programs leave out of a base URL, and how many parts of a path they may have too much.
 BASES: Final = ("/v1", "/api")
 MAX_TOO_MUCH: Final = 3
@@ -40,8 +44,14 @@ _Matched: TypeAlias = tuple[HttpRoute, dict[str, Any]]
 class Application:
     """Serves doors; what is refused below none of their prefixes is told as the first does."""
 
-    def __init__(self, doors: Sequence[Door], guard: Guard, rejections: Rejections) -> None:
-        self._first = doors[0]
+    def __init__(
+        self,
+        doors: Sequence[Door],
+        guard: Guard,
+        rejections: Rejections,
+        proxies: TrustedProxies | None = None,
+    ) -> None:
+        self._first, self._proxies = doors[0], proxies or TrustedProxies()
         self._guard = guard
         self._rejections = rejections
         self._held_bytes = 0
@@ -75,6 +85,8 @@ class Application:
         door, found = self._find(request)
         try:
             response = await self._answer(request, receive, door, found)
+            if response.error is not None:
+                self._count(request, response.error, response.status)
         except EOFError:
             return  # the caller has left in the middle of its body
         except (D8Error, Refusal) as error:
@@ -155,6 +167,7 @@ class Application:
     async def _answer(
         self, request: Request, receive: Receive, door: Door, found: _Matched | Refusal
     ) -> Response:
+        self._look_through(request)
         fields, peer = request.fields, request.remote_addr or ""
         self._guard.check(peer, request.http_version, fields, door.origins)
         if door.origins is not no_origin and is_preflight(request.method, fields):
@@ -179,6 +192,16 @@ class Application:
                 return await route.call(request, **values)
         return await self._call(request, receive, route, values)
 
+    def _look_through(self, request: Request) -> None:
+        """Make it the request of whom a trusted proxy asks for."""
+        told = self._proxies.read(request.remote_addr or "", request.fields)
+        if told is None:
+            return
+        request.remote_addr = told.peer
+        request.scheme = told.scheme or request.scheme
+        if told.host:
+            request.fields = {**request.fields, "host": told.host}
+
     async def _access(self, request: Request, peer: str, found: _Matched | Refusal) -> Access:
         """Return what a request may do; it is ended when its token is revoked."""
         try:
@@ -193,7 +216,10 @@ class Application:
         return access
 
     def end_token(self, token: str) -> None:
-        """End what is under way with a token that is revoked."""
+        """End what is under way with a token that is revoked; what can say why does so first."""
+        asyncio.get_running_loop().call_later(TOKEN_END_S, self._abort, token)
+
+    def _abort(self, token: str) -> None:
         for request in self._of_token.get(token, ()):
             sink = request.scope.get(SINK)
             if sink is not None:
@@ -265,6 +291,12 @@ class Application:
     ) -> Response:
         """Return the answer that tells of an error, and count it."""
         response = door.problem(error)
+        self._count(request, error, response.status, why=why)
+        return response
+
+    def _count(
+        self, request: Request, error: D8Error | Refusal, status: int, *, why: str = ""
+    ) -> None:
         self._rejections.add(
             error.code,
             request.remote_addr or "",
@@ -272,9 +304,8 @@ class Application:
             level=logging.WARNING if error.code.startswith(("http.", "access.")) else logging.INFO,
             method=request.method,
             path=request.path,
-            status=response.status,
+            status=status,
         )
-        return response
 
 
 async def _parts(request: Request, receive: Receive, limit: int) -> AsyncGenerator[bytes, None]:

@@ -367,8 +367,10 @@ class HttpConnection(asyncio.BufferedProtocol):
         """Answer what came before, then say why there will be no more."""
         self._told_at = self._place()
         self._parser, self._is_begun = None, False
-        self._server.rejections.add(refusal.code, self.peer, str(refusal))
         asked, self._incoming = self._incoming, None
+        if all(each.keeps for each in self._asked if each is not asked):
+            self._server.rejections.add(refusal.code, self.peer, str(refusal))
+        # Else it follows a request that ends the connection: nobody is told, or hears, of it.
         if asked is not None and self._asked[0] is asked:
             self._leave()
             if self._is_started:

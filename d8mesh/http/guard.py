@@ -220,7 +220,7 @@ def _check_page(fields: Mapping[str, str], host: str, origins: Callable[[str], b
 
 def is_forwarded(fields: Mapping[str, str]) -> bool:
     """Return whether a request says that it was passed on for somebody else."""
-    return any(name in _FORWARDING or name.startswith(_FORWARDING_PREFIX) for name in fields)
+    return not _FORWARDING.isdisjoint(fields) or _FORWARDING_PREFIX in " ".join(fields)
 
 
 def _no_key() -> Refusal:

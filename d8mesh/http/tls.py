@@ -38,7 +38,7 @@ MAX_PEM_BYTES: Final = 1024 * 1024
 MAX_CERTIFIED_NAMES: Final = 64
 #: From when on it is good, and until when: in all times that a clock may show.
 _BEGIN: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_NO_END: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+_ENDLESS: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 _HOW: Final = "D8_TLS=auto makes a pair that needs no care"
 
 
@@ -56,8 +56,8 @@ class TlsFiles:
         Raises:
             ConfigError: the file cannot be read, or has none.
         """
+        text = _read(self.certificate).decode("ascii", "replace")
         try:
-            text = _read(self.certificate).decode("ascii", "replace")
             begin = text.index(ssl.PEM_HEADER)
             end = text.index(ssl.PEM_FOOTER, begin) + len(ssl.PEM_FOOTER)
             return hashlib.sha256(ssl.PEM_cert_to_DER_cert(text[begin:end])).hexdigest()
@@ -176,8 +176,9 @@ def _refuse_shared(key: Path) -> None:
 def _certificate_in(path: Path) -> x509.Certificate:
     from cryptography import x509  # slow to import, and wanted with D8_TLS only
 
+    content = _read(path)
     try:
-        return x509.load_pem_x509_certificate(_read(path))
+        return x509.load_pem_x509_certificate(content)
     except ValueError as error:
         raise ConfigError(f"D8_TLS: {path} holds no certificate (PEM): {error}") from error
 
@@ -227,7 +228,7 @@ def _new_pair(names: Collection[str]) -> tuple[bytes, bytes]:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(_BEGIN)
-        .not_valid_after(_NO_END)
+        .not_valid_after(_ENDLESS)
         .add_extension(x509.SubjectAlternativeName(_certified(names)), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.KeyUsage(digital_signature=True, **usage), critical=True)

@@ -168,7 +168,7 @@ class Broker:
             raise
         self._loop = Loop(self._waker, self._router)
         self._waker_alone = Loop(self._waker)
-        self._questions = StoreReader(self._store, self._waker)
+        self._questions = StoreReader(self._store, self._waker, is_awaited=self._is_awaited)
         restored = self._store.restore()
         passed("broker.restored")
         policy = replace(
@@ -249,7 +249,6 @@ class Broker:
         if self._held:
             self._settle()
         effects = self._take_in(received, now)
-        self._count_rejections()
         while self._questions.answers:
             effects += dispatcher.loaded(self._questions.answers.popleft())
         if now >= self._next_disk_check:
@@ -268,6 +267,8 @@ class Broker:
         """Return what the brain makes of what has come in: connections first, then frames."""
         dispatcher = self._dispatcher
         effects = self._door.tell(dispatcher, now) if self._door.has_news else []
+        if self._router.rejections or self._announcer.ignored:
+            self._count_rejections()
         for peer, frame in received:
             try:
                 if frame is None:
@@ -392,11 +393,18 @@ class Broker:
 
     def _count_rejections(self) -> None:
         """Count the connections that were refused or cut off, and what mDNS brought in vain."""
-        for code, address in self._router.rejected():
+        rejections = self._router.rejections
+        while rejections:
+            code, address = rejections.popleft()
             self._dispatcher.reject(code)
             event(_log, logging.WARNING, "connection.refused", code=code, address=address)
         while self._announcer.ignored:
             self._dispatcher.reject(self._announcer.ignored.popleft())
+
+    def _is_awaited(self, session: str) -> bool:
+        """Return whether this client is there and reads. Thread: any."""
+        client = self._dispatcher.state.clients.get(session)
+        return client is not None and self._router.is_reading(client.peer.routing_id)
 
     def _check_disk(self, now: float) -> None:
         self._next_disk_check = now + DISK_CHECK_S

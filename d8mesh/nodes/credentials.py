@@ -49,9 +49,7 @@ def secret_of(config: Config) -> bytes | None:
 
 def web_access(config: Config) -> WebAccess:
     """Return with what the nodes of this machine come to a REST port."""
-    return WebAccess(
-        frozenset(config.tls_trust), secret_of(config), config.token, config.orchestrator_url
-    )
+    return WebAccess(frozenset(config.tls_trust), secret_of(config), config.token)
 
 
 _secret_of: Final = lru_cache(MAX_SECRETS)(mesh_secret)

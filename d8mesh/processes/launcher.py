@@ -89,12 +89,12 @@ def pause_before_start(deaths: int, *, was_up: bool) -> float:
 
 def run_broker(config: Config, options: argparse.Namespace) -> int:
     """Be the broker process; says on standard output when it is up."""
+    refuse_public(config)
     is_up = end_at_once_with_parent()
     # The launcher starts quicker without them.
     from d8mesh.edge.transport.connections import raise_descriptor_limit
     from d8mesh.nodes.broker import Broker
 
-    refuse_public(config)
     web_port = int(options.rest[1]) if options.rest else None  # after --web-port
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
     raise_descriptor_limit()

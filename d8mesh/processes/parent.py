@@ -24,15 +24,14 @@ else:
 
 
 def start_child(
-    *arguments: str, stderr: int | None = None, env: Mapping[str, str] = MappingProxyType({})
+    *arguments: str, stderr: int | None = None, more_env: Mapping[str, str] = MappingProxyType({})
 ) -> subprocess.Popen[str]:
     """Start ``d8mesh arguments`` with pipes of ours as its standard input and output.
 
     A Ctrl-C is for us alone; what it means for the child we decide.
 
     Args:
-        env: variables that it gets beside those of this process: secrets, which everybody on this
-            machine could read on its command line.
+        more_env: over what it inherits: command lines can be read by everybody on the machine.
     """
     return subprocess.Popen(
         HERE.command(*arguments),
@@ -43,7 +42,7 @@ def start_child(
         encoding="utf-8",
         errors="replace",
         cwd=HERE.start_folder,
-        env={**os.environ, **env},
+        env={**os.environ, **more_env},
         **_NEW_GROUP,
     )
 

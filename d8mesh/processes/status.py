@@ -70,7 +70,7 @@ class StatusServer(ServerThread):
             raise Refusal("http.not_found", "expected /health")
         if scope["method"] not in ("GET", "HEAD"):
             raise Refusal("http.method", "expected GET", headers={"Allow": "GET, HEAD"})
-        report = self._report()
+        report = {**self._report(), "rejected": self._rejections.counts()}
         return answer(report, 200 if report.get("status") == "healthy" else 503)
 
 

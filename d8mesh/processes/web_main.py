@@ -45,6 +45,7 @@ from d8mesh.errors import ConfigError, D8Error, NodeClosedError, NotAcknowledged
 from d8mesh.http.application import Application
 from d8mesh.http.guard import Rejections
 from d8mesh.http.origins import Origins
+from d8mesh.http.proxies import TrustedProxies
 from d8mesh.http.routes import Door
 from d8mesh.http.server import MAX_CONNECTIONS, Server
 from d8mesh.http.tls import files_of, server_context
@@ -107,7 +108,8 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
         batches_door(runner, openai_problem, OpenAiProblem),
     ]
     doors.append(document_door(doors))
-    application = Application(doors, guard, rejections)
+    proxies = TrustedProxies(config.trusted_proxies)
+    application = Application(doors, guard, rejections, proxies)
     watch.tokens.on_end += [chats.end_token, application.end_token]
     tls = None if (files := files_of(config)) is None else server_context(files)
     server = Server(application, [bound], guard.admits, rejections, application.refused, tls)

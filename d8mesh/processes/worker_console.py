@@ -249,8 +249,11 @@ class WorkerConsole:
             self._joined[broker_id] = endpoint
             self._tell(_joined(self._name, broker_id, endpoint, after_s=since and now - since))
         if not self._joined and self._drain_at is None and now >= self._remind_at:
-            self._remind_at = now + REMIND_S
-            self._tell(self._what_to_check(now - self._alone_since))
+            self._remind_at, alone_s = now + REMIND_S, now - self._alone_since
+            if not status["refused"] and not status["passed_over"]:
+                self._tell(self._what_to_check(alone_s))
+            elif alone_s >= REMIND_S:
+                self._said.clear()  # one is there, and why it is not joined is said once more
 
     def _what_to_check(self, alone_s: float) -> str:
         if self._url:

@@ -24,6 +24,15 @@ def test_a_child_gets_settings_and_what_it_says_is_kept() -> None:
     assert list(child.lines) == heard
 
 
+def test_a_secret_is_not_in_a_childs_command_line() -> None:
+    key = "not 16 printable"
+    with Children({"D8_MESH_KEY": key, "FLASK_PORT": "7001"}) as children:
+        child = children.start("status", "status")
+        assert not any(key in each for each in map(str, child.process.args))  # type: ignore[arg-type]
+        assert child.wait(PATIENCE_S) == 2
+    assert "D8_MESH_KEY=(hidden)" in child.lines[0]
+
+
 def test_all_children_are_ended_in_the_end() -> None:
     with Children({}) as children:
         child = children.start("worker", "worker", settings={"WORKER_ID": "child"})

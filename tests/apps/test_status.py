@@ -94,7 +94,7 @@ def test_an_orchestrator_that_tells_only_its_health_is_listed_with_what_is_wrong
         return health if path == "/health" else {}
 
     monkeypatch.setattr(status, "ask", half)
-    monkeypatch.setattr(status, "_heard", lambda config: [])
+    monkeypatch.setattr(status, "_heard", lambda *_: [])
     (found,) = status.look(Config(mesh="here"))
     assert (found.health, found.workers, found.problem) == (health, [], "'workers'")
 

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from bench import (
+    abuse,
     backlog,
     batches,
     curve,
+    fuzz,
     hot_path,
     latency,
     recovery,
@@ -59,6 +61,15 @@ def test_a_batch_by_the_door_measures_speed_and_memory() -> None:
     expected = {(batches.MEMORY, name, "peak") for name in ("broker", "web")}
     assert expected <= cells(found)
     assert (batches.SPEED, "answers", "lines/s") in cells(found)
+
+
+@pytest.mark.slow
+def test_bad_input_is_sent_and_what_must_hold_holds() -> None:
+    found = fuzz.measure(TINY)
+    rows = ("TXT records", "frames, decoded here", "frames, to the broker", "HTTP requests")
+    told = {(table.title, *key) for table in found.tables for key in table.cells}
+    assert {(fuzz.SENT, row, "refused") for row in rows} <= told
+    assert {(fuzz.HELD, name, "memory growth, MiB") for name in ("broker", "web")} <= told
 
 
 @pytest.mark.slow
@@ -168,3 +179,11 @@ def test_every_stage_of_the_hot_path_is_timed() -> None:
     for title in (hot_path.BY_STAGE, hot_path.ALONE):
         assert {(title, stage, "µs") for stage in STAGES} <= cells(found)
     assert found.table(hot_path.BY_STAGE, "").latest(hot_path.SUM, "µs") > 0
+
+
+@pytest.mark.slow
+def test_abuse_measures_both_doors_quiet_and_under_abuse() -> None:
+    found = abuse.measure(TINY)
+    rows, columns = (abuse.ZEROMQ, abuse.REST), (abuse.QUIET, abuse.ABUSED)
+    expected = {(abuse.RATES, row, column) for row in rows for column in columns}
+    assert expected | {(abuse.KEPT, row, abuse.KEPT) for row in rows} <= cells(found)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from d8mesh import Client
-from d8mesh.config import Config
 from tests.chaos.diary import Diary
+from tests.chaos.settings import config_of
 
 BACKLOG_TYPE: Final = "chaos_backlog"
 BATCH: Final = 10_000
@@ -21,7 +21,7 @@ def main() -> None:
     """Submit, note what was acknowledged, end."""
     log, mesh, url, count = sys.argv[1:5]
     diary = Diary(Path(log) / "backlog.jsonl")
-    config = Config(mesh=mesh, interfaces=("127.0.0.1",) if url else ())
+    config = config_of(mesh, url, Path(log).parent / "backlog")
     with Client(url or None, config=config) as client:
         for start in range(0, int(count), BATCH):
             datas = [{"n": n} for n in range(start, min(start + BATCH, int(count)))]

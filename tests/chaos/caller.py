@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 from d8mesh import Client
-from d8mesh.config import Config
 from d8mesh.errors import D8Error, TaskFailedError
 from tests.chaos.diary import Diary, fingerprint
 from tests.chaos.handlers import TASK_TYPE
 from tests.chaos.load import duration_ms
+from tests.chaos.settings import config_of
 
 CALLERS = 3
 #: Of every thread between two calls: the load of the others shall not be drowned.
@@ -32,7 +32,7 @@ def main() -> None:
     name, log, mesh, url = sys.argv[1:5]
     folder = Path(log)
     diary = Diary(folder / f"client-{name}.jsonl")
-    config = Config(mesh=mesh, interfaces=("127.0.0.1",) if url else ())
+    config = config_of(mesh, url, folder.parent / name)
     with Client(url or None, config=config) as client:
         threads = [
             threading.Thread(target=call_on, args=(client, diary, folder)) for _ in range(CALLERS)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from d8mesh import Client, Task
-from d8mesh.config import Config
 from d8mesh.errors import D8Error, TaskCancelledError, TaskFailedError
 from tests.chaos import wishes
 from tests.chaos.diary import Diary, fingerprint, read
 from tests.chaos.handlers import TASK_TYPE
+from tests.chaos.settings import config_of
 
 BATCH = 40
 #: So often one task of the highest priority is submitted: it shows when the mesh takes up new
@@ -39,7 +39,7 @@ def main() -> None:
     path = folder / f"client-{name}.jsonl"
     unfinished = unfinished_of(path)
     diary = Diary(path)
-    config = Config(mesh=mesh, interfaces=("127.0.0.1",) if url else ())
+    config = config_of(mesh, url, folder.parent / name)
     with Client(url or None, config=config) as client:
         tasks = {task_id: client.task(task_id) for task_id in unfinished}
         diary.note("opened", count=len(tasks))

@@ -8,6 +8,7 @@ for their outcomes; ``poll`` is a polling worker. Both read the orchestrator's U
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sys
 import time
@@ -31,6 +32,8 @@ def call(folder: Path, path: str, body: object = None, key: str = "") -> tuple[i
     """Return status and body of one request; (0, None) if nobody answered."""
     url = (folder / "url").read_text("utf-8").strip()
     headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key else {})
+    if token := os.environ.get("D8_TOKEN"):
+        headers["Authorization"] = f"Bearer {token}"
     data = None if body is None else json.dumps(body).encode()
     try:
         with _open(Request(url + path, data=data, headers=headers), timeout=ANSWER_S) as answer:

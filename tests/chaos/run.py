@@ -69,9 +69,13 @@ def run_in(
         _say(arguments, f"chaos: the disk is not filled ({no_disk})")
     seconds, has_disk = arguments.minutes * 60, not no_disk
     events = schedule.draw(
-        seed=seed, seconds=seconds, has_network=lan is not None, has_disk=has_disk
+        seed=seed,
+        seconds=seconds,
+        has_network=lan is not None,
+        has_disk=has_disk,
+        has_members=arguments.approve,
     )
-    with World(folder, lan, has_disk=has_disk) as world:
+    with World(folder, lan, has_disk=has_disk, approves=arguments.approve) as world:
         stage = Stage(world, arguments.workers, arguments.rate)
         stage.set_up(arguments.backlog)
         stage.play(events, lambda text: _say(arguments, text))
@@ -96,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=4, help="mesh workers (4)")
     parser.add_argument("--rate", type=float, default=160.0, help="tasks per second (160)")
     parser.add_argument("--backlog", type=int, default=0, help="queued tasks nobody offers (0)")
+    parser.add_argument("--approve", action="store_true", help="D8_JOIN=approve, and revocations")
     parser.add_argument("--loopback", action="store_true", help="no network namespaces")
     parser.add_argument("--json", action="store_true", help="the table as one JSON object")
     parser.add_argument("--keep", metavar="DIR", help="run in this new folder and keep it")

@@ -30,6 +30,8 @@ NETWORK_WEIGHTS: Final = {
     "new address": 3,
 }
 DISK_WEIGHTS: Final = {"full disk": 2}
+#: Where somebody approves who may join: keys of workers are revoked, and approved again.
+MEMBER_WEIGHTS: Final = {"revoke worker": 8}
 #: So many of the faults that last are short ones.
 SHORT: Final = 0.65
 #: Kinds that are over at once; the others last.
@@ -47,7 +49,14 @@ class Event:
     lasts_s: float
 
 
-def draw(*, seed: int, seconds: float, has_network: bool, has_disk: bool = False) -> list[Event]:
+def draw(
+    *,
+    seed: int,
+    seconds: float,
+    has_network: bool,
+    has_disk: bool = False,
+    has_members: bool = False,
+) -> list[Event]:
     """Return the events of a run, in order.
 
     Each kind comes up once early on, in a shuffled round, so that a short run has them all.
@@ -57,6 +66,7 @@ def draw(*, seed: int, seconds: float, has_network: bool, has_disk: bool = False
         **WEIGHTS,
         **(NETWORK_WEIGHTS if has_network else {}),
         **(DISK_WEIGHTS if has_disk else {}),
+        **(MEMBER_WEIGHTS if has_members else {}),
     }
     kinds = list(weights)
     first_round = dice.sample(kinds, len(kinds))

@@ -16,14 +16,17 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import msgspec
 import zmq
+from zmq.utils import z85
 
 from d8mesh.core.protocol.codec import encode
 from d8mesh.core.protocol.messages import VERSIONS, ClientHello, Group, Submit
 from tests.chaos.handlers import TASK_TYPE
+from tests.chaos.settings import proof_of
 
 DIGITS = "0123456789abcdefghijklmnopqrstuv"
 #: How many of each sort there are at once.
@@ -61,10 +64,20 @@ def web_of(folder: Path) -> tuple[str, int]:
 
 
 def key_of(folder: Path) -> bytes:
-    """Return the public key of the broker."""
-    url = (folder / "url").read_text("utf-8").strip()
-    with urllib.request.urlopen(f"{url}/health", timeout=LIFE_S) as answer:
-        return bytes.fromhex(json.load(answer)["server_key"])
+    """Return the public key of the broker, as soon as its REST port tells it; refused or not."""
+    while True:
+        host, port = web_of(folder)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            try:
+                with urllib.request.urlopen(
+                    f"http://{host}:{port}/health", timeout=PAUSE_S
+                ) as said:
+                    told = json.load(said)
+            except HTTPError as error:
+                with error:
+                    told = json.load(error)
+            return bytes.fromhex(told["server_key"])
+        time.sleep(PAUSE_S)
 
 
 def _connect(address: tuple[str, int]) -> socket.socket:
@@ -115,20 +128,21 @@ def never_read(folder: Path, broker_port: int) -> None:
 def submit_and_never_read(folder: Path, broker_port: int, mesh: str) -> None:
     """Submit over ZeroMQ, each client under its own session, and read nothing."""
     context = zmq.Context()
-    peers: list[tuple[zmq.Socket[bytes], str]] = []
-    host = ""
+    peers: list[tuple[zmq.Socket[bytes], str, bytes]] = []
+    host, key = "", b""
     count = 0
     while not (folder / "stop").exists():
         now_at = web_of(folder)[0]
         if now_at != host:
             host, count = now_at, 0
-            for peer, _ in peers:
+            for peer, _, _ in peers:
                 peer.close(0)
             address, key = f"tcp://{host}:{broker_port}", key_of(folder)
             peers = [_peer(context, address, key) for _ in range(EACH)]
-        for peer, session in peers:
+        for peer, session, public in peers:
             if count % (10 * RATE) == 0:  # the broker may be a new one
-                hello = ClientHello(VERSIONS[0], mesh, session, "slow")
+                proof = proof_of(mesh, key, public)
+                hello = ClientHello(VERSIONS[0], mesh, session, "slow", proof=proof)
                 _send(peer, encode(hello))
             data = {"text": secrets.token_hex(4), "ms": 0, "log": str(folder)}
             group = Group(TASK_TYPE, 5, [msgspec.msgpack.encode(data)])
@@ -139,14 +153,15 @@ def submit_and_never_read(folder: Path, broker_port: int, mesh: str) -> None:
 
 def _peer(
     context: zmq.Context[zmq.Socket[bytes]], address: str, server_key: bytes
-) -> tuple[zmq.Socket[bytes], str]:
+) -> tuple[zmq.Socket[bytes], str, bytes]:
     peer = context.socket(zmq.DEALER)
     for option, value in ((zmq.RCVHWM, 1), (zmq.RCVBUF, 4096), (zmq.LINGER, 0)):
         peer.set(option, value)
-    peer.curve_publickey, peer.curve_secretkey = zmq.curve_keypair()
+    public, secret = zmq.curve_keypair()
+    peer.curve_publickey, peer.curve_secretkey = public, secret
     peer.curve_serverkey = server_key
     peer.connect(address)
-    return peer, "".join(secrets.choice(DIGITS) for _ in range(16))
+    return peer, "".join(secrets.choice(DIGITS) for _ in range(16)), z85.decode(public)
 
 
 def _send(peer: zmq.Socket[bytes], frame: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import json
 import os
 import shutil
 import signal
@@ -14,8 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from d8mesh.core.protocol.membership import fingerprint
+from d8mesh.edge.transport.keys import public_key_in
 from d8mesh.errors import D8Error
-from tests.chaos import rest
+from tests.chaos import people, rest
 from tests.chaos.diary import Diary
 from tests.chaos.evidence import Happening
 from tests.chaos.schedule import SUDDEN, Event
@@ -75,6 +78,8 @@ class Stage:
                 self.world.narrow(machine)
             names = [f"worker-{self.workers - 1}", f"client-{CLIENTS - 1}"]
             self.diary.note("narrow", names=names)
+        if self.world.approves:
+            self._appoint()
         self._start("orchestrator")
         if backlog:
             self._queue(backlog)
@@ -91,6 +96,19 @@ class Stage:
             if time.monotonic() > until:
                 raise D8Error(f"no task ran within {START_S:.0f} s: see {self.world.folder}/*.out")
             time.sleep(0.1)
+
+    def _appoint(self) -> None:
+        """Have somebody who lets in who wants to join, and a token for who asks over HTTP."""
+        world = self.world
+        (world.log / people.OUT).mkdir()
+        scopes = ("--scope", "submit", "--scope", "work")
+        made = world.command(0, "orchestrator", "token", "create", "chaos", *scopes, "--json")
+        said = world.folder / "orchestrator.out"
+        if made.wait(START_S):
+            raise D8Error(f"no token was made: see {said}")
+        world.token = json.loads(said.read_text("utf-8").splitlines()[-1])["token"]
+        data = str(world.folder / "orchestrator")
+        world.start(0, "people", ["tests.chaos.people", str(world.log), world.mesh, data])
 
     def _queue(self, count: int) -> None:
         world = self.world
@@ -157,6 +175,7 @@ class Stage:
             "clone": self._clone,
             "restart": self._restart,
             "pause": self._pause,
+            "revoke": self._revoke,
             "partition": self._isolate,
             "link": self._link_down,
             "one": self._block,
@@ -299,6 +318,16 @@ class Stage:
 
         self._later(event.lasts_s, go_on)
         return [pid]
+
+    def _revoke(self, what: str, event: Event) -> list[int]:
+        """Have a worker shown out, and let in again later."""
+        name = self._pick((what,), event)
+        keys = [public_key_in(each) for each in (self.world.folder / name / "workers").glob("*")]
+        for key in filter(None, keys):
+            new = self.world.log / "out.new"
+            new.write_text(f"{event.lasts_s:.2f}", "ascii")
+            new.replace(self.world.log / people.OUT / fingerprint(key))
+        return [self.processes[name].pid] if any(keys) else []
 
     def _isolate(self, what: str, event: Event) -> list[int]:
         machine = event.target % (self.workers + OTHER_MACHINES)

@@ -34,6 +34,19 @@ def test_kills_and_pauses_lose_repeat_and_spoil_nothing(capsys: pytest.CaptureFi
     assert told["kills"] >= 2
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_keys_that_are_shown_out_and_let_in_lose_repeat_and_spoil_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["chaos", "--loopback", "--approve", "--minutes", "0.5", "--seed", "3", "--json"]
+    code = main([*arguments, "--workers", "3", "--rate", "60"])
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {name: told[name] for name in NOTHING} == dict.fromkeys(NOTHING, 0), told
+    assert code == 0
+    assert told["submitted_acked"] == told["outcomes"] > 100
+
+
 def test_the_same_seed_is_the_same_history_and_has_every_kind_early() -> None:
     first = schedule.draw(seed=9, seconds=120, has_network=True, has_disk=True)
     assert first == schedule.draw(seed=9, seconds=120, has_network=True, has_disk=True)

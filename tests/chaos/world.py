@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -30,12 +31,19 @@ class World:
         lan: None for loopback. Host 0 is the orchestrator's; those behind the workers' are the
             clients'.
         has_disk: the orchestrator's data folder is a small disk of its own.
+        approves: keys are let in by a person only (`tests.chaos.people`).
     """
 
-    def __init__(self, folder: Path, lan: Lan | None, *, has_disk: bool = False) -> None:
+    def __init__(
+        self, folder: Path, lan: Lan | None, *, has_disk: bool = False, approves: bool = False
+    ) -> None:
         self.folder = folder
         self.log = folder / "log"
-        self.lan = lan
+        self.lan, self.approves = lan, approves
+        #: what shows at the HTTP port that one may ask there; "" where nothing need be shown
+        self.token = ""
+        #: without one nobody gets through 7001 alone to an orchestrator that mDNS has told of
+        self.mesh_key = secrets.token_urlsafe(24) if approves and lan is not None else ""
         self.disk = Disk(folder / "orchestrator") if has_disk else None
         self.traps = Traps(self.log)
         self.mesh = f"chaos-{os.getpid()}"
@@ -98,6 +106,7 @@ class World:
             "TASK_TIMEOUT": "30",
             "MAX_RETRY_ATTEMPTS": "20",
             "D8_FAILPOINT": self.traps.setting(name),
+            "D8_JOIN": "approve" if self.approves else "",
         }
         if self.disk is not None:
             settings["D8_DISK_RESERVE_MB"] = str(small_disk.RESERVE_MB)
@@ -110,7 +119,8 @@ class World:
         output = (self.folder / f"{name}.out").open("a", encoding="utf-8")
         self._outputs.append(output)
         argv = [sys.executable, "-m", *module]
-        env = {"PYTHONPATH": str(ROOT), **(settings or {})}
+        shown = {"D8_TOKEN": self.token, "D8_MESH_KEY": self.mesh_key}
+        env = {"PYTHONPATH": str(ROOT), **shown, **(settings or {})}
         if self.lan is not None:
             return self._host(machine).popen(argv, env=env, stdout=output, stderr=output)
         process = subprocess.Popen(

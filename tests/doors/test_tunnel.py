@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from d8mesh.doors import tunnel
@@ -46,11 +46,22 @@ class FarSide:
     def __init__(self) -> None:
         self.connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.heard: list[bytearray] = []
+        self._serving = set[asyncio.Task[Any] | None]()
         self.is_reading = asyncio.Event()
         self.is_reading.set()
 
+    async def end(self) -> None:
+        """Close all that is open, and wait for it."""
+        self.is_reading.set()
+        for _, writer in self.connections:
+            writer.close()
+        for task in self._serving:
+            if task is not None:
+                await asyncio.wait((task,))
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heard = bytearray()
+        self._serving.add(asyncio.current_task())
         self.connections.append((reader, writer))
         self.heard.append(heard)
         while content := await reader.read(65536):
@@ -106,8 +117,7 @@ async def exchanging() -> AsyncIterator[Exchanged]:
     finally:
         await exchange.close()
         server.close()
-        for _, writer in far.connections:
-            writer.close()
+        await far.end()
         await server.wait_closed()
 
 
@@ -405,7 +415,7 @@ _STEP = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(_STEP, max_size=25))
 def test_both_sides_get_exactly_what_was_said_whatever_became_of_the_requests(
     steps: list[tuple[str, bytes, int]],
@@ -440,7 +450,7 @@ def test_both_sides_get_exactly_what_was_said_whatever_became_of_the_requests(
     run(program)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.sampled_from(["at", "since", "wait", "end"]),

@@ -34,7 +34,7 @@ import json, sys, time
 from d8mesh import Client
 from d8mesh.config import Config
 url = sys.argv[1] or None
-with Client(url, config=Config(mesh=sys.argv[2])) as client:
+with Client(url, config=Config(mesh=sys.argv[2], data_dir=sys.argv[3])) as client:
     client.wait_connected(60)
     print("connected", flush=True)
     for line in sys.stdin:
@@ -74,7 +74,7 @@ class Machines:
 
     def client(self, host: Host, url: str = "") -> Any:
         process = host.popen(
-            [sys.executable, "-c", FIRST_TASK, url, self.mesh],
+            [sys.executable, "-c", FIRST_TASK, url, self.mesh, str(self.folder / "client")],
             env={"PYTHONPATH": str(ROOT)},
             stdin=-1,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from d8mesh.http.application import Application
 from d8mesh.http.asgi import SINK, AsgiMessage
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.origins import Origins
+from d8mesh.http.proxies import TrustedProxies
 from d8mesh.http.routes import Door, HttpRoute, Request
 from d8mesh.http.strict import parse_json
 from tests.http.calls import Answer, call, scope_of
@@ -31,7 +32,12 @@ LIMIT = 1000
 class Rooms:
     """An application with two doors, and what its calls saw."""
 
-    def __init__(self, key: str | None = None, tokens: KnownTokens | None = None) -> None:
+    def __init__(
+        self,
+        key: str | None = None,
+        tokens: KnownTokens | None = None,
+        proxies: Sequence[str] = (),
+    ) -> None:
         self.untaken: list[tuple[bytes, str]] = []
         self.asked_before = 0
         self.is_waiting = False
@@ -81,7 +87,9 @@ class Rooms:
         )
         keys = [] if key is None else [key]
         guard = Guard(keys=keys, tokens=tokens)
-        self.application = Application([rest, other], guard, self.rejections)
+        self.application = Application(
+            [rest, other], guard, self.rejections, TrustedProxies(proxies)
+        )
 
     async def wait(self, request: Request) -> Response:
         self.is_waiting = True
@@ -158,6 +166,29 @@ def test_the_guard_stands_before_every_path(rooms: Rooms) -> None:
         assert (refused.status_code, refused.json["code"]) == (403, "http.host")
     assert rooms.call("GET", "/health", peer="8.8.8.8").status_code == 403
     assert rooms.rejections.counts() == {"http.host": 2, "http.peer": 1}
+
+
+def test_a_trusted_proxy_asks_for_whom_it_says_and_nobody_else_does() -> None:
+    """Bad input 16."""
+    rooms = Rooms("a-key-of-a-mesh", proxies=["127.0.0.1"])
+    told = {"X-Forwarded-For": "10.1.1.1", "X-Forwarded-Host": "127.0.0.1:7001"}
+    asked = {"Host": "elsewhere.example", **told}
+    shown = {"Authorization": "Bearer a-key-of-a-mesh"}
+    assert rooms.call("GET", "/health", headers=asked).status_code == 401
+    assert rooms.call("GET", "/health", headers=asked | shown).status_code == 200
+    public = asked | shown | {"X-Forwarded-For": "10.1.1.1, 8.8.8.8"}
+    assert rooms.call("GET", "/health", headers=public).json["code"] == "http.peer"
+    host = asked | shown | {"X-Forwarded-Host": "evil.example"}
+    assert rooms.call("GET", "/health", headers=host).json["code"] == "http.host"
+    # through the proxy, as if from this machine; past the proxy, as if through it
+    near = told | {"X-Forwarded-For": "127.0.0.1"}
+    assert rooms.call("GET", "/health", headers=near).status_code == 401
+    for headers in (told, near, {"X-Real-IP": "127.0.0.1"}):
+        past = rooms.call("GET", "/health", headers=headers, peer="10.1.1.9")
+        assert past.json["code"] == "access.token"
+    past = rooms.call("GET", "/health", headers=asked | shown, peer="10.1.1.9")
+    assert past.json["code"] == "http.host"
+    assert rooms.call("GET", "/health").status_code == 200
 
 
 def test_what_is_not_there_is_a_404_and_what_may_not_be_asked_so_a_405(rooms: Rooms) -> None:
@@ -301,7 +332,9 @@ def test_beyond_its_limit_a_token_is_told_when_to_come_again() -> None:
     assert int(refused.headers["Retry-After"]) in (3599, 3600)
 
 
-def test_what_is_under_way_with_a_token_that_ends_is_ended() -> None:
+def test_what_is_under_way_with_a_token_that_ends_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rooms, shown = with_token(TokenScope.ADMIN)
     ended: list[str] = []
 
@@ -315,13 +348,17 @@ def test_what_is_under_way_with_a_token_that_ends_is_ended() -> None:
         calling = asyncio.create_task(rooms.application(scope, waiting, nowhere))
         while not rooms.is_waiting:
             await asyncio.sleep(0)
+        monkeypatch.setattr(module, "TOKEN_END_S", 0.0)
         rooms.application.end_token("somebody else's")
+        await asyncio.sleep(0.01)
         assert ended == []
         rooms.application.end_token(token_of("alice").id)
-        assert ended == ["aborted"]
+        while not ended:
+            await asyncio.sleep(0)
         calling.cancel()  # as the server does when a connection is lost
         await asyncio.gather(calling, return_exceptions=True)
         rooms.application.end_token(token_of("alice").id)
+        await asyncio.sleep(0.01)
         assert ended == ["aborted"]
 
     asyncio.run(program())

@@ -255,6 +255,13 @@ def test_what_follows_a_good_request_is_refused_after_its_answer(here: Served) -
     assert answer.index(b"200 OK") < answer.index(b"400 Bad Request")
 
 
+def test_what_follows_a_request_that_ends_the_connection_is_no_refusal(here: Served) -> None:
+    last = b"GET /scope HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    status, *_ = here.say(last + b"nonsense\r\n\r\n").partition(b"\r\n")
+    assert status == b"HTTP/1.1 200 OK"
+    assert here.refused.noted == []
+
+
 def test_too_many_requests_ahead_of_their_answers_are_refused(here: Served) -> None:
     answer = here.say(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * (MAX_REQUESTS_AHEAD + 10))
     assert (answer.count(b"200 OK"), answer.count(b" 429 ")) == (MAX_REQUESTS_AHEAD + 1, 1)

@@ -166,5 +166,8 @@ def test_a_half_of_our_own_pair_is_not_made_up_for(tmp_path: Path) -> None:
 
 def test_a_fingerprint_is_shown_as_others_show_it() -> None:
     assert shown_fingerprint("00ff1a") == "00:FF:1A"
+    nowhere = Path(__file__).with_name("nowhere.pem")
+    with pytest.raises(ConfigError, match="No such file"):
+        assert TlsFiles(nowhere, nowhere).fingerprint
     with pytest.raises(ConfigError, match="holds no certificate"):
         assert TlsFiles(Path(__file__), Path(__file__)).fingerprint

@@ -371,7 +371,8 @@ def test_options_out_of_range_are_refused_with_their_name(options: dict[str, Any
 def test_an_orchestrator_of_another_version_is_told_of_as_such(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d8mesh.core.broker.hello_rules.VERSIONS", (2,))
+    for module in ("core.broker.hello_rules", "core.protocol.messages"):
+        monkeypatch.setattr(f"d8mesh.{module}.VERSIONS", (2,))
     client = mesh.client(mesh.broker())
     with pytest.raises(VersionError, match="version 1: spoken here are 2"):
         client.ask("health", {}, timeout=PATIENCE_S)
@@ -845,7 +846,7 @@ def test_a_client_stays_with_the_orchestrator_that_knows_its_tasks(
 
     with Client(config=mesh.config()) as client:
         assert client.wait_connected(PATIENCE_S)
-        mesh.broker("b", is_announced=True)
+        mesh.broker("b", is_announced=True, keys_of="a")
         until(lambda: len(client.node.reconnector.search.known.told) == 2)
         task = client.submit("later", {"n": 1})
         task.wait_accepted(PATIENCE_S)

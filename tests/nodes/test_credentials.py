@@ -59,7 +59,8 @@ def test_the_mesh_secret_is_made_once_and_only_of_a_mesh_key() -> None:
     assert MESH_KEY not in repr(credentials_of(config, PEER))
 
 
-def test_an_access_token_is_for_the_url_that_a_person_has_set() -> None:
-    access = web_access(Config(token="d8_mine", orchestrator_url="http://d8:7001"))
-    assert (access.token, access.given) == ("d8_mine", "http://d8:7001")
+def test_a_rest_port_is_come_to_with_what_is_set_here() -> None:
+    access = web_access(Config(token="d8_mine", tls_trust=("f" * 64,), mesh_key=MESH_KEY))
+    assert (access.token, access.trusted) == ("d8_mine", frozenset({"f" * 64}))
+    assert access.secret == mesh_secret(MESH_KEY, "d8")
     assert "d8_mine" not in repr(access)

@@ -99,6 +99,7 @@ def test_what_is_submitted_in_one_turn_travels_together_and_each_is_told_its_own
     monkeypatch.setattr(followed, "TOGETHER", 3)
 
     async def program(node: AsyncNode) -> None:
+        assert await node.wait_connected(PATIENCE_S)  # else what came early is heard again
         asked = tasks(4)
         for each in asked:
             node.followed.submit([each], is_heard=True)

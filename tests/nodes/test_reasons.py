@@ -98,10 +98,11 @@ def test_what_listens_but_is_no_orchestrator_is_said_so(stack: ExitStack) -> Non
         assert f"{port}: it takes connections, but no orchestrator answers" in client.trouble
 
 
-def test_an_endpoint_whose_key_nobody_tells_is_said_so(stack: ExitStack) -> None:
+def test_an_endpoint_whose_key_nobody_tells_is_said_so(stack: ExitStack, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = f"tcp://127.0.0.1:{server.getsockname()[1]}"
-        client = away(stack, endpoint=place, config=Config(web_port=free_port()))
+        config = Config(web_port=free_port(), data_dir=str(tmp_path))
+        client = away(stack, endpoint=place, config=config)
         assert f"{place}: the public key of the orchestrator there is not" in client.trouble
 
 

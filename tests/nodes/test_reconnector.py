@@ -26,6 +26,8 @@ from d8mesh.nodes.reconnector.known_brokers import MAX_BROKERS, MAX_PORTS, Known
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import Search, checked, find_route
 from d8mesh.nodes.reconnector.trust import OrchestratorTrust
+from tests.http.certified import certified
+from tests.http.served import served
 from tests.keyed import PEER, SERVER, endpoint_of, route_to
 from tests.nodes.health_page import HealthPage, health_page
 from tests.nodes.mesh import PATIENCE_S, free_port, until
@@ -108,6 +110,31 @@ def test_zeromq_is_the_route_while_its_port_lets_us_through(
     assert route is not None
     assert (route.endpoint, route.is_http) == (health[0], True)
     assert find_route(on_loopback(free_port())) is None
+
+
+def test_an_orchestrator_with_a_certificate_is_come_to_by_https(
+    health: tuple[str, int],
+) -> None:
+    told = replace(on_loopback(free_port(), health[1]), tls="f" * 64)
+    place = f"https://127.0.0.1:{health[1]}"
+    assert find_route(told) == Route(place, "b", SERVER.public, "f" * 64)
+
+
+def test_where_a_person_sends_us_only_this_machine_tells_which_certificate_is_good(
+    tmp_path: Path,
+) -> None:
+    with served(tls=certified()) as here:
+        url = f"https://127.0.0.1:{here.port}"
+        search = Search(config_in(tmp_path), given=url)
+        tls = certified().fingerprint
+        told = replace(on_loopback(free_port(), here.port), tls=tls)
+        search.known.add(told)
+        assert search.find() is None
+        assert f"D8_TLS_TRUST={tls}" in search.trouble(None)
+        (tmp_path / address_file.FOLDER).mkdir()
+        address_file.write(tmp_path / address_file.FOLDER, told, config_in(tmp_path).mesh)
+        assert search.find() is None
+        assert "is no orchestrator" in search.trouble(None), "it is asked, and answers otherwise"
 
 
 def test_a_url_leads_to_the_broker_beside_it_or_through_itself(

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from d8mesh import words
 from d8mesh.config import Config
 from d8mesh.core.protocol.membership import Verdict, fingerprint
 from d8mesh.core.protocol.pinning import Pin
-from d8mesh.core.protocol.route import Route
+from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge.pins import PinFile
 from d8mesh.edge.transport.keys import CLIENT_FOLDER, new_pair, public_key_in
 from d8mesh.errors import (
     ForbiddenError,
+    MeshKeyError,
     NotAcknowledgedError,
     NotAdmittedError,
     OrchestratorKeyError,
@@ -24,12 +27,13 @@ from d8mesh.errors import (
 )
 from d8mesh.nodes.client import Client
 from d8mesh.nodes.client.aio.client import AsyncClient
-from d8mesh.nodes.reconnector import refusals
+from d8mesh.nodes.reconnector import reconnector, refusals
 from d8mesh.nodes.reconnector.refusals import pause_after, refusal_of
+from d8mesh.nodes.reconnector.trust import OrchestratorTrust
 from d8mesh.nodes.worker import Worker
 from tests.keyed import PEER, SERVER
 from tests.nodes.gated import GatedBroker
-from tests.nodes.mesh import PATIENCE_S, until
+from tests.nodes.mesh import PATIENCE_S, mesh_in, until
 
 #: Long enough for a storm to show itself.
 WATCH_S = 2.5
@@ -66,11 +70,37 @@ def test_each_refusal_says_who_and_what_to_do() -> None:
     strange = refusal_of(None, route, PEER.public)
     assert (type(strange), strange.code) == (OrchestratorKeyError, "access.orchestrator_key")
     assert fingerprint(SERVER.public) in str(strange)
+    through = Route("http://10.0.0.1:7001", "orch", SERVER.public)
+    silent = refusal_of(None, through, PEER.public)
+    assert "answers through http://10.0.0.1:7001" in str(silent)
+    closed = refusal_of(None, through, PEER.public, "send its key")
+    assert (type(closed), closed.code) == (MeshKeyError, "access.key")
+    assert str(closed).endswith(
+        "refuses this machine's connection to the orchestrator: send its key"
+    )
     public = refusal_of(Verdict.REFUSED, route._replace(endpoint="tcp://8.8.8.8:7010"), PEER.public)
     assert "D8_ALLOW_PUBLIC" in str(public)
 
 
-@pytest.mark.parametrize("kind", [NotAdmittedError, RevokedError, OrchestratorKeyError])
+def test_they_are_said_in_other_languages_too(tmp_path: Path) -> None:
+    route = Route("tcp://10.0.0.1:7010", "orch", SERVER.public)
+    texts = [str(refusal_of(each, route, PEER.public)) for each in (None, *Verdict)]
+    for secret in (None, b"s" * 32):
+        trust = OrchestratorTrust(config_in(tmp_path), secret)
+        trust.welcomed(PEER.public, "known")
+        trust.may_contact(KnownBroker("strange", ("10.0.0.1",), 7010, None, SERVER.public))
+        trust.may_contact(KnownBroker("old", ("10.0.0.1",), 7010, None))
+        texts += trust.strangers
+    words.use("es")
+    try:
+        assert [each for each in texts if words.translated(each) == each] == []
+    finally:
+        words.use(words.ENGLISH)
+
+
+@pytest.mark.parametrize(
+    "kind", [NotAdmittedError, RevokedError, OrchestratorKeyError, MeshKeyError]
+)
 def test_pauses_are_seconds_and_bounded(kind: type[ForbiddenError]) -> None:
     pauses = [pause_after(kind(), count) for count in (1, 2, 5, 1000)]
     assert 0.3 < pauses[0] < pauses[2]
@@ -96,7 +126,7 @@ def test_a_worker_that_is_not_let_in_says_so_and_gets_in_later(
             broker.verdict = Verdict.ADMITTED
             assert worker.wait_joined(PATIENCE_S)
             assert worker.status()["refused"] == []
-            assert [pin.key for pin in PinFile(tmp_path).of("m")] == [SERVER.public]
+            assert PinFile(tmp_path).of("m") == (), "a key that is given need not be kept"
         finally:
             worker.stop(drain_s=0.5)
 
@@ -113,7 +143,7 @@ def test_a_worker_that_is_revoked_while_it_works_loses_its_session(
             again = GatedBroker(Verdict.REFUSED, port=broker.port)
             with again:
                 until(lambda: worker.status()["lost"])
-                until(lambda: "revoked" in str(worker.status()["lost"]))
+                until(lambda: "revoked" in str(worker.status()["refused"]))
                 assert worker.status()["orchestrators"] == []
                 again.verdict = Verdict.ADMITTED
                 until(lambda: worker.status()["orchestrators"])
@@ -215,3 +245,24 @@ def test_a_client_that_knows_another_key_says_what_to_do(tmp_path: Path, quick: 
         with Client(endpoint=f"tcp://127.0.0.1:{broker.port}", config=config) as client:
             until(lambda: "does not have the key" in client.trouble)
             assert broker.heard == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="multicast on loopback")
+def test_a_client_that_hears_only_strangers_says_so_and_goes_on_when_one_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconnector, "STRANGERS_ONLY_S", 0.2)
+    with mesh_in(tmp_path) as mesh:
+        pins = PinFile(tmp_path / "data")
+        pins.add(mesh.mesh, Pin(fingerprint(PEER.public), PEER.public))
+        port = mesh.broker(is_announced=True)
+        with Client(config=mesh.config()) as client:
+            with pytest.raises(OrchestratorKeyError, match="join trust"):
+                client.wait_connected(PATIENCE_S)
+            with pytest.raises(OrchestratorKeyError, match="nothing is said to it"):
+                client.call("echo", {}, timeout=PATIENCE_S)
+            assert "join trust" in client.trouble
+            pins.add(mesh.mesh, Pin(fingerprint(mesh.key(port))))
+            until(lambda: client.node.session.is_up)
+            assert client.wait_connected(PATIENCE_S)
+            assert mesh.key(port) in [pin.key for pin in pins.of(mesh.mesh)]

@@ -87,6 +87,17 @@ def test_the_orchestrator_of_the_own_folder_and_a_given_key_are_trusted(tmp_path
     assert "older version" in trust.strangers[0]
 
 
+def test_where_a_key_is_given_no_other_is_the_first_and_nothing_is_written(
+    tmp_path: Path,
+) -> None:
+    trust = trust_in(tmp_path)
+    trust.give(A)
+    assert not trust.may_contact(who(B))
+    assert trust.may_contact(who(A))
+    trust.welcomed(A, "orch")
+    assert PinFile(tmp_path).of("m") == ()
+
+
 def test_what_is_only_remembered_is_passed_over_in_silence(tmp_path: Path) -> None:
     trust = trust_in(tmp_path)
     trust.welcomed(A, "orch")
@@ -101,6 +112,19 @@ def test_where_the_first_does_not_answer_another_is_tried(tmp_path: Path) -> Non
     assert not trust.may_contact(who(B))
     trust.unreachable(A)
     assert trust.may_contact(who(B))
+
+
+def test_one_that_a_person_has_named_comes_first_where_nothing_is_known(tmp_path: Path) -> None:
+    config = Config(mesh="m", data_dir=str(tmp_path))
+    trust = OrchestratorTrust(config, None, is_one_named=True)
+    assert not trust.may_contact(who(A)), "heard before the named one has answered"
+    trust.prefer(B)
+    assert trust.may_contact(who(B))
+    assert not trust.may_contact(who(A))
+    trust.welcomed(B, "named")
+    assert not trust.may_contact(who(A))
+    trust.prefer(A)
+    assert not trust.may_contact(who(A)), "where one is known, a name is a hint"
 
 
 def test_a_flood_of_made_up_orchestrators_fills_neither_log_nor_memory(

@@ -10,9 +10,11 @@ import pytest
 from d8mesh import words
 from d8mesh.config import Config
 from d8mesh.edge.network import InterfaceAddress
+from d8mesh.http.tls import shown_fingerprint
 from d8mesh.processes import console as module
 from d8mesh.processes.console import OrchestratorConsole, addresses_of, ending
 from d8mesh.program import command_name
+from tests.http.certified import certified
 
 
 def made(config: Config, folder: Path) -> tuple[OrchestratorConsole, list[str]]:
@@ -43,6 +45,21 @@ def test_the_start_says_what_to_open_and_what_to_type_elsewhere(
         f"  data:            {tmp_path}",
         f"  logs:            {tmp_path / 'logs'}",
     ]
+
+
+def test_with_a_certificate_it_says_which_and_who_needs_what(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_addresses(monkeypatch, "192.168.1.20")
+    console, said = made(Config(tls="auto"), tmp_path)
+    tls = certified()
+    console.started("orch-1", web_port=7001, broker_port=7010, tls=tls)
+    here = "https://192.168.1.20:7001"
+    assert f"  open:            {here}/health" in said
+    assert f"  certificate:     SHA-256 {shown_fingerprint(tls.fingerprint)}" in said
+    assert f"{' ' * 18} programs are to trust it: {tls.certificate.absolute()}" in said
+    trusting = f"D8_TLS_TRUST={tls.fingerprint} ORCHESTRATOR_URL={here} {command_name()} worker"
+    assert any(line.endswith(trusting) for line in said)
 
 
 def test_programs_of_other_machines_need_the_key_if_there_is_one(
@@ -136,3 +153,43 @@ def test_it_speaks_spanish_too(tmp_path: Path) -> None:
         words.use(words.ENGLISH)
     assert said[0].startswith("orquestador orch-1 de la malla d8: ")
     assert said[-1] == "orquestador parado"
+
+
+KEY = "k3fq-2mzd-7xwa-pq4e"
+
+
+def noticed(folder: Path, code: str, name: str = "pi") -> str:
+    console, said = made(Config(), folder)
+    notice = {"code": code, "address": "192.168.1.9", "fingerprint": KEY, "name": name}
+    console.noticed(notice)
+    (line,) = said
+    return line
+
+
+def test_who_wants_to_join_is_said_with_the_command_that_lets_it_in(tmp_path: Path) -> None:
+    assert noticed(tmp_path, "access.pending") == (
+        f"pi at 192.168.1.9 wants to join, key {KEY}; to let it in: "
+        f"{command_name()} join approve {KEY}"
+    )
+    assert noticed(tmp_path, "access.pending", "").startswith("? at 192.168.1.9")
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("access.key", "D8_MESH_KEY"),
+        ("access.revoked", "revoked"),
+        ("access.banned", "again and again"),
+        ("access.address", "not a private one"),
+        ("access.forbidden", "may not have"),
+        ("access.other", "access.other"),
+    ],
+)
+def test_who_is_refused_is_said_with_the_reason(tmp_path: Path, code: str, why: str) -> None:
+    line = noticed(tmp_path, code)
+    assert line.startswith(f"refused: pi at 192.168.1.9, key {KEY}: ")
+    assert why in line
+
+
+def test_a_name_does_nothing_to_the_terminal(tmp_path: Path) -> None:
+    assert "\x1b" not in noticed(tmp_path, "access.pending", "\x1b[2Jpi")

@@ -110,7 +110,7 @@ def test_the_rest_is_asked_to_end_and_not_killed_when_the_broker_has_moved() -> 
     )
     launcher = _Launcher(Config(), None)
     launcher._web.process = child
-    launcher._ready('{"port": 7011, "broker_id": "o", "server_key": "k"}')
+    launcher._ready('{"event": "ready", "port": 7011, "broker_id": "o", "server_key": "k"}')
     assert child.wait(PATIENCE_S) == 0
     assert child.stdout is not None
     with child.stdout as said:
@@ -166,10 +166,10 @@ def test_a_taken_port_is_named_with_its_holder_and_its_variable(
 
 
 def test_an_address_of_another_machine_is_not_the_ports_fault(children: Children) -> None:
-    elsewhere = {"FLASK_HOST": "198.51.100.7"}  # for documentation: nobody's
+    elsewhere = {"FLASK_HOST": "10.254.254.254"}
     code, said = ended(children.start("orchestrator", "orchestrator", settings=elsewhere))
     assert code == 2
-    assert "FLASK_HOST='198.51.100.7': expected an address of this machine" in said
+    assert "FLASK_HOST='10.254.254.254': expected an address of this machine" in said
     assert "FLASK_PORT" not in said
 
 

@@ -53,14 +53,14 @@ def ask(
 
 
 def test_a_healthy_worker_is_200(page: StatusServer) -> None:
-    assert ask(page)[:2] == (200, REPORT)
+    assert ask(page)[:2] == (200, REPORT | {"rejected": {}})
 
 
 def test_an_unhealthy_worker_is_503_with_its_reason(
     page: StatusServer, report: dict[str, Any]
 ) -> None:
     report |= {"status": "unhealthy", "reason": "no orchestrator"}
-    assert ask(page)[:2] == (503, report)
+    assert ask(page)[:2] == (503, report | {"rejected": {}})
 
 
 def test_a_head_has_no_body(page: StatusServer) -> None:
@@ -79,6 +79,7 @@ def test_other_paths_are_404(page: StatusServer) -> None:
     for path in ("/", "/health/x", "/../etc/passwd", "/console", "/%2e%2e/health"):
         found, body, _ = ask(page, "GET", path)
         assert (found, body["code"]) == (404, "http.not_found")
+    assert ask(page)[1]["rejected"] == {"http.not_found": 5}
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,20 @@ def test_a_forwarded_address_counts_for_nothing(
     assert ask(page, X_Forwarded_For="8.8.8.8", X_Forwarded_Host="evil.example.com")[0] == 200
     monkeypatch.setattr(guard, "is_admissible", lambda address: False)
     assert ask(page, X_Forwarded_For="127.0.0.1")[0] == 403
+
+
+def test_in_a_closed_mesh_it_takes_the_key() -> None:
+    key = "0123456789abcdef"
+    server = StatusServer("127.0.0.1", [0], lambda: REPORT, Guard(keys=[key]))
+    server.start()
+    try:
+        assert ask(server)[0] == 200  # a program of this machine
+        for method, path in (("GET", "/health"), ("POST", "/health"), ("GET", "/nothing")):
+            found, body, _ = ask(server, method, path, Via="1.1 proxy")
+            assert (found, body["code"]) == (401, "access.token")
+        assert ask(server, Via="1.1 proxy", Authorization=f"Bearer {key}")[0] == 200
+    finally:
+        server.close()
 
 
 def test_a_flood_is_429_and_no_answer_is_missing(

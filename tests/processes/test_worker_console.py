@@ -167,6 +167,19 @@ def test_each_orchestrator_that_is_passed_over_is_told_once(
     assert len(scene.said(passed_over=[f"{n} is strange" for n in range(9)])) == 1
 
 
+def test_while_one_is_there_that_refuses_it_is_not_said_that_none_is_found(scene: Scene) -> None:
+    refused = "an orchestrator refuses this worker: its key waits"
+    assert scene.said(refused=["its key waits"]) == [refused]
+    scene.now += PATIENCE_S
+    assert scene.said() == []
+    scene.now += REMIND_S
+    assert scene.said() == [refused]
+    assert scene.said() == []
+    scene.now += REMIND_S
+    (told,) = scene.said(refused=[])
+    assert told.startswith("no orchestrator found for")
+
+
 def test_refusals_a_full_outbox_and_another_name_are_told(scene: Scene) -> None:
     assert scene.said(refused=["another mesh"]) == [
         "an orchestrator refuses this worker: another mesh"

@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from bench.processes import Node, child_of
@@ -67,13 +67,17 @@ class Abused:
 
     def rejected(self) -> Counter[tuple[str, str]]:
         """Return what was refused so far, by (surface, reason)."""
-        told = self.http.ask("GET", "/health").json["rejected"]  # also while it is not well
+        told = self.health()["rejected"]
         return Counter({(where, code): n for where in SURFACES for code, n in told[where].items()})
 
     def tasks(self) -> int:
         """Return how many tasks there are that the neighbour has not submitted."""
         told = ask(self.mesh.url, "/api/tasks?limit=1000&order=newest")["tasks"]
         return sum(each["priority"] != NEIGHBOUR_PRIORITY for each in told)
+
+    def health(self) -> dict[str, Any]:
+        """Return what ``/health`` says, well or not."""
+        return dict(self.http.ask("GET", "/health").json)
 
     def node(self, command: str) -> Node:
         """Return the process of this name: ``_broker`` or ``_web``."""
@@ -100,8 +104,10 @@ class Abused:
         with contextlib.suppress(AssertionError):
             until(lambda: not wanted - (self.rejected() - before), "counted", PATIENCE_S / 2)
         self.goes_on()
-        assert self.rejected() - before == wanted
-        assert self.tasks() == tasks
+        changed = self.rejected() - before
+        assert changed == wanted, f"counted {dict(changed)}, expected {dict(wanted)}"
+        made = self.tasks() - tasks
+        assert made == 0, f"{made} tasks were made"
 
     @contextlib.contextmanager
     def refused_once(self) -> Iterator[None]:

@@ -454,3 +454,12 @@ def test_16_what_a_stranger_says_of_a_proxy_is_ignored(abused: Abused) -> None:
             "GET", "/api/tasks", b"", "X-Forwarded-Host: localhost", host="evil.example"
         )
         assert told.status == 403
+
+
+def test_a_refusal_in_the_form_of_another_door_is_counted_too(abused: Abused) -> None:
+    line = "anthropic-version: 2023-06-01"
+    with abused.refused("rest", "model.unknown"):
+        told = abused.http.ask("GET", "/v1/models/nothing:1b", b"", line)
+        assert (told.status, told.json["type"]) == (404, "error")
+    with abused.refused("rest", "task.invalid"):
+        assert abused.http.ask("GET", "/v1/models?limit=0", b"", line).status == 400

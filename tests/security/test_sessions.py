@@ -17,66 +17,16 @@ import pytest
 from d8mesh.apps.status import ask
 from d8mesh.core.broker.strikes import BURST_STRIKES
 from d8mesh.core.protocol import messages as m
-from d8mesh.core.protocol.codec import encode
-from d8mesh.edge.transport.keys import KeyPair, new_pair
-from d8mesh.edge.transport.sockets import DealerLink
-from tests.keyed import link_to
+from d8mesh.edge.transport.keys import new_pair
 from tests.nodes.running import until
 from tests.security.abuse import Abused, abused_mesh
-
-PATIENCE_S: Final = 20.0
-ABUSE: Final = "abused"
-#: Sessions of raw clients: as drawn at random, and told apart.
-SESSIONS = iter(f"{n:0>16}" for n in range(1, 10**6))
+from tests.security.raw_sessions import ABUSE, FROM_CLIENTS, FROM_WORKERS, PATIENCE_S, Raw, raw
 
 
 @pytest.fixture(scope="module")
 def abused() -> Iterator[Abused]:
     with abused_mesh() as made:
         yield made
-
-
-class Raw:
-    """A connection that says what it likes, with a key of its own."""
-
-    def __init__(self, abused: Abused, keys: KeyPair | None = None) -> None:
-        told = ask(abused.mesh.url, "/health")
-        self.mesh, self.keys = str(told["mesh"]), keys or new_pair()
-        port, key = int(told["broker_port"]), bytes.fromhex(told["server_key"])
-        self.link: DealerLink = link_to(port, server_key=key, keys=self.keys)
-
-    def say(self, *said: m.Message | bytes) -> None:
-        for each in said:
-            frame = each if isinstance(each, bytes) else encode(each)
-            deadline = time.monotonic() + PATIENCE_S
-            while not self.link.send(frame):
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-
-    def refused(self, code: str) -> m.Refused:
-        said = until(self.link, m.Refused)
-        assert said.code == code, said
-        return said
-
-    def worker(self, name: str = "raw", *, types: list[str] | None = None) -> m.WorkerHello:
-        kinds = [ABUSE] if types is None else types
-        return m.WorkerHello(1, self.mesh, name, "b", "t", "x", "h", 0, kinds, [], 1, 1, [], [])
-
-    def client(self) -> m.ClientHello:
-        return m.ClientHello(1, self.mesh, next(SESSIONS), "raw")
-
-    def join(self, hello: m.WorkerHello | m.ClientHello) -> None:
-        self.say(hello)
-        until(self.link, m.Welcome)
-
-
-@contextlib.contextmanager
-def raw(abused: Abused, keys: KeyPair | None = None) -> Iterator[Raw]:
-    made = Raw(abused, keys)
-    try:
-        yield made
-    finally:
-        made.link.close()
 
 
 @contextlib.contextmanager
@@ -237,21 +187,6 @@ def test_31_a_hello_with_odd_fields_is_invalid(abused: Abused, wrong: str) -> No
         peer.refused("protocol.invalid")
     names = [each["worker_id"] for each in ask(abused.mesh.url, "/api/workers/list")["workers"]]
     assert not any("odd" in name for name in names)
-
-
-FROM_CLIENTS: Final = (
-    m.Submit(1, "0123456789abcdef", 0, [m.Group("echo", 5, [b"\x80"])]),
-    m.Watch([]),
-    m.Query(1, "health", {}),
-    m.ChangeMembers(1, "revoke", "anybody"),
-    m.Delivered(1, ["0123456789abcdef-0"], [b""]),
-)
-FROM_WORKERS: Final = (
-    m.Heartbeat(1, 1, 0, 0, [ABUSE], [], []),
-    m.Results(1, 1, ["0123456789abcdef-0"], [b"t" * 16], bytes([m.SUCCEEDED]), [b"\x80"]),
-    m.Release(1, ["0123456789abcdef-0"], [b"t" * 16]),
-    m.Chunks(["0123456789abcdef-0"], [b"t" * 16], [0], [b"\x80"]),
-)
 
 
 def test_32_verbs_of_the_other_kind_are_forbidden(abused: Abused) -> None:

@@ -9,13 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from d8mesh.core.broker.deferral import DEFERRAL_S, Deferral
-from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer, Record, Send
+from d8mesh.core.broker.effects import (
+    Drop,
+    Effect,
+    KeepMembers,
+    Load,
+    Loaded,
+    Peer,
+    Record,
+    Send,
+    UseView,
+)
+from d8mesh.core.broker.members_view import KeptMember, Knock
 from d8mesh.core.broker.state import Policy
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_broker, encode
+from d8mesh.core.protocol.membership import fingerprint
 from d8mesh.core.protocol.task import Fact, TaskState
 from d8mesh.edge.sqlite import Journal
 from tests.core.invariants import check, check_placed
+from tests.simulation.people import PERSON, key_of
 from tests.simulation.recording import Recording
 from tests.simulation.safety import Owed
 
@@ -28,6 +41,9 @@ AT_ONCE: Final = 0.3
 TORN: Final = 0.2
 #: Of all commits: with these the assignments that have waited are due.
 DUE: Final = 0.3
+#: Where all nodes connect from, and the session of the person.
+ADDRESS: Final = "10.0.0.1"
+PERSON_SESSION: Final = "p" * 16
 #: A disk writes this much or nothing.
 SECTOR_BYTES: Final = 512
 
@@ -48,6 +64,13 @@ class Orchestrator:
         self.name = f"o{number}"
         self.paused_until = 0.0
         self.routes: dict[bytes, Callable[[bytes], None]] = {}
+        #: the proven key of each connection
+        self.keys: dict[bytes, bytes] = {}
+        #: of the members: how they are let in, and their file
+        self._needs_approval = world.people.needs_approval()
+        self._kept: list[KeptMember] = []
+        self._knocks: list[Knock] = []
+        self._asked = 0
         #: what a plant turns off: see `perform`
         self.commits_before_sending = True
         self.life = 0
@@ -85,8 +108,14 @@ class Orchestrator:
         restored = self.journal.restore()
         self.life = restored.epoch
         start = (self._policy, restored, world.now, world.at)
-        self._recording = Recording(start, world.rng.random, self._payload_memory_bytes)
+        joining = {
+            "needs_approval": self._needs_approval,
+            "own": {PERSON, *map(key_of, world.trusted)},
+            "kept": list(self._kept),
+        }
+        self._recording = Recording(start, world.rng.random, self._payload_memory_bytes, joining)
         self.dispatcher = self._recording.brain
+        self._view = self.dispatcher.state.members.view
         world.safety.restored(self.dispatcher)
 
     def close(self) -> None:
@@ -110,7 +139,9 @@ class Orchestrator:
     def _die(self) -> None:
         self._steps_to_live, self._is_to_tear = None, False
         self.routes.clear()
+        self.keys.clear()
         self._inbox.clear()
+        self._knocks.clear()
         self._owed.clear()
         self._owed_answers.clear()
         self.close()
@@ -122,8 +153,33 @@ class Orchestrator:
 
     def hear(self, routing_id: bytes, frame: bytes, life: int) -> None:
         """A frame has come in over a connection to an earlier or the current life."""
-        if life == self.life and routing_id in self.routes:
+        if life != self.life or routing_id not in self.routes:
+            return
+        key = self.keys[routing_id]
+        code = self._view.refusal_of_key(key)
+        if code:  # the gate is asked as a connection is made; one that is let in stays
+            self._knocks.append(Knock(key, ADDRESS, code))
+        else:
             self._inbox.append((routing_id, frame))
+
+    def change(self, action: m.MemberChange, key: bytes) -> bool:
+        """Have a person change a member, if anybody knows it; return whether that was done."""
+        members, now = self.dispatcher.state.members, self.world.now
+        if now < self.paused_until or not (key in members.by_key or key in members.waiting):
+            return False
+        self._asked += 1
+        person = Peer(b"person", "127.0.0.1", PERSON)
+        said = (
+            m.ClientHello(1, "m", PERSON_SESSION, "person"),
+            m.ChangeMembers(self._asked, action, fingerprint(key)),
+        )
+        try:
+            for message in said:
+                self.perform(self._recording.call("receive", message, person, now))
+        except Died:
+            self.world.counts.faults["broker died at an effect"] += 1
+            self._die()
+        return True
 
     def tick(self) -> None:
         """One wake-up."""
@@ -135,8 +191,12 @@ class Orchestrator:
         world.safety.causes.ticked(self.name)
         try:
             effects += self._settle()
+            knocks, self._knocks = self._knocks, []
+            for knock in knocks:
+                effects += self._recording.call("knocked", knock, world.now)
             for routing_id, frame in inbox:
-                message, peer = decode_to_broker(frame), Peer(routing_id, "10.0.0.1")
+                message = decode_to_broker(frame)
+                peer = Peer(routing_id, ADDRESS, self.keys.get(routing_id))
                 self._listen(message, peer)
                 effects += self._recording.call("receive", message, peer, world.now)
             effects += self._recording.call("tick", world.now, world.at)
@@ -230,9 +290,25 @@ class Orchestrator:
         held = [each for each in sends if each.waits and self.commits_before_sending]
         loads = [effect for effect in effects if isinstance(effect, Load)]
         self._held.append((self._begun, self.world.now, [*held, *loads]))
+        for effect in effects:
+            follow_ups += self._perform_rare(effect)
         follow_ups += self._settle()
         if follow_ups:
             self.perform(follow_ups)
+
+    def _perform_rare(self, effect: Effect) -> list[Effect]:
+        match effect:
+            case KeepMembers():
+                self._live()
+                self._kept = effect.members
+                return self._recording.call("kept", effect, "")
+            case UseView():
+                self._view = effect.view
+            case Drop(peer):
+                self.routes.pop(peer.routing_id, None)
+            case _:
+                pass
+        return []
 
     def _settle(self) -> list[Effect]:
         """Commit what is due, and go on with what waited for that."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import Effect
+from d8mesh.core.broker.members import Members
 from d8mesh.core.broker.state import Policy
 from d8mesh.core.broker.store import Restored
 from tests.core.plain_state import dump
@@ -20,6 +22,7 @@ class Recording:
 
     Args:
         start: the policy, what the store holds, and the clocks of the start.
+        joining: what its `Members` are made of.
         payload_memory_bytes: what it may keep of payloads in memory.
     """
 
@@ -28,9 +31,11 @@ class Recording:
         start: tuple[Policy, Restored, float, float],
         draw: Callable[[], float],
         payload_memory_bytes: int,
+        joining: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._start = copy.deepcopy(start)
         self._payload_memory_bytes = payload_memory_bytes
+        self._joining = copy.deepcopy(dict(joining))
         self._draws: list[float] = []
         self._calls: list[tuple[str, tuple[Any, ...], Sequence[Effect]]] = []
 
@@ -59,6 +64,7 @@ class Recording:
         self, start: tuple[Policy, Restored, float, float], draw: Callable[[], float]
     ) -> Dispatcher:
         policy, restored, now, at = start
-        brain = Dispatcher(policy, restored, draw, now=now, at=at)
+        members = Members(**copy.deepcopy(self._joining))
+        brain = Dispatcher(policy, restored, draw, members=members, now=now, at=at)
         brain.state.task_table._payload_memory_bytes = self._payload_memory_bytes
         return brain

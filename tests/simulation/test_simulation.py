@@ -131,3 +131,10 @@ def test_results_mixed_up_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(SimWorker, "_result", wrong)
     with pytest.raises(Violation, match="has the result of another"):
         World(5, tmp_path).run()
+
+
+def test_keys_are_shown_out_and_let_in_among_the_rest() -> None:
+    _, counts = run_seeds(range(6))
+    assert isinstance(counts, Counter), counts
+    assert counts["revoke of a key"] > 0
+    assert counts["approval of a key"] > 0

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tests.simulation.people import key_of
+
 if TYPE_CHECKING:
     from tests.simulation.orchestrator import Orchestrator
     from tests.simulation.world import World
@@ -38,16 +40,20 @@ class Wire:
         self._routing_id = world.rng.randbytes(5)
         self._is_open = True
         self._arrivals = [0.0, 0.0]
-        orchestrator.routes[self._routing_id] = self._to_node
+        self._join(orchestrator)
 
     def send(self, frame: bytes) -> None:
         """Send to the orchestrator."""
         target = self._orchestrator
         if target.life != self._life:
             self._life = target.life
-            target.routes[self._routing_id] = self._to_node
+            self._join(target)
         life, routing_id = self._life, self._routing_id
         self._carry(0, lambda: target.hear(routing_id, frame, life))
+
+    def _join(self, orchestrator: Orchestrator) -> None:
+        orchestrator.keys[self._routing_id] = key_of(self._node)
+        orchestrator.routes[self._routing_id] = self._to_node
 
     def close(self) -> None:
         """Let go; what is under way to the node is lost."""

@@ -21,6 +21,7 @@ from d8mesh.core.protocol import messages as m
 from tests.core.invariants import check
 from tests.simulation.clients import SimClient, SimPoller
 from tests.simulation.orchestrator import Orchestrator
+from tests.simulation.people import People
 from tests.simulation.safety import Safety
 from tests.simulation.wire import Weather
 from tests.simulation.workers import SimWorker
@@ -80,6 +81,9 @@ class World:
             name: 0.0 if is_calm else rng.choice((0.0, 0.01, 0.02, 0.05))
             for name in ("broker", "worker", "client", "cut", "clock", "pause", "meddle")
         }
+        self.people = People(self, seed, is_calm=is_calm)
+        #: nodes whose keys are known to every orchestrator from the start
+        self.trusted = ("c0", "c1", "p0-web", "p1-web")
         self.orchestrators: list[Orchestrator] = []
         for number in range(rng.choice((1, 1, 2))):
             self.orchestrators.append(Orchestrator(self, number, folder / f"{number}.db"))
@@ -112,6 +116,7 @@ class World:
                 if self.rng.random() < self._submits:
                     self.rng.choice(self.clients).submit()
                 self._trouble()
+                self.people.trouble()
                 self._step()
             self._make_kind()
             for _ in range(int(KIND_S / STEP_S)):
@@ -136,6 +141,7 @@ class World:
             self._advance(max(due, self.now))
             action()
         self._advance(until)
+        self.people.look()
         for orchestrator in self.orchestrators:
             orchestrator.tick()
         for node in self._nodes:

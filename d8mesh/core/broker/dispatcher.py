@@ -127,7 +127,8 @@ class Dispatcher:
     def receive(self, message: m.ToBroker, peer: Peer, now: float) -> list[Effect]:
         """Take in one message and return what is to be done."""
         state = self.state
-        self._pass_to(now)
+        state.at += now - state.now
+        state.now = now
         worker = state.registry.by_peer(peer)
         client = state.clients_by_routing_id.get(peer.routing_id)
         if client is not None:
@@ -219,7 +220,6 @@ class Dispatcher:
         self._erasures.settle()
         self._outcomes.tell_all()
         self._worker_sessions.acknowledge()
-        self._joins.settle()
         if len(state.closed) >= CLOSED_AT_ONCE:
             self._close_finished()
         return self.state.take()

@@ -35,10 +35,14 @@ class Record(Struct, frozen=True, gc=False):
 
 
 class Load(Struct, frozen=True, gc=False):
-    """Ask the store what memory lacks; answered by `Loaded` with the same number."""
+    """Ask the store what memory lacks; answered by `Loaded` with the same number.
+
+    `session`: of the client for whom it is asked; empty: the brain wants to know it.
+    """
 
     number: int
     question: Question
+    session: str = ""
 
 
 class Loaded(Struct, frozen=True, gc=False):

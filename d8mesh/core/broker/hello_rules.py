@@ -42,7 +42,7 @@ def refuse_hello(
 ) -> Refused | None:
     """Return why a HELLO is refused, or None."""
     if message.version not in VERSIONS:
-        return Refused(0, "protocol.version", spoken_instead_of(message.version))
+        return Refused(0, "protocol.version", spoken_instead_of(message.version, VERSIONS))
     mesh = state.policy.mesh
     if message.mesh != mesh:
         return Refused(0, "access.forbidden", f"this is mesh {mesh!r}, not {message.mesh!r}")

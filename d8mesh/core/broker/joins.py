@@ -105,6 +105,7 @@ class Joins:
             return
         if state.members.strikes.add(key, state.now, weight):
             state.members.renew()
+            self._show()
             self._note(key, peer.address, "access.banned")
             self._end_sessions(key, "its key is banned for a while: it sent what is not allowed")
             self._drop(peer)
@@ -115,6 +116,7 @@ class Joins:
         """Take in what the gate has decided: each refusal is counted, who waits is noted."""
         state = self._state
         state.members.knock(knock, state.at)
+        self._show()
         if knock.code:
             state.metrics.reject(knock.code)
             self._note(knock.key, knock.address, knock.code)
@@ -164,11 +166,15 @@ class Joins:
             state.members.forget(member)
             self._end_sessions(member.key, "its key was forgotten")
         body["standing"] = member_report.standing_of(state.members, member)
-        state.effects += [
-            UseView(state.members.view),
-            self._keep(Send(peer, m.Answer(message.request, "", body))),
-        ]
-        self._shown = state.members.view
+        self._show()
+        state.effects.append(self._keep(Send(peer, m.Answer(message.request, "", body))))
+
+    def _show(self) -> None:
+        """Have the gate decide by what is so now."""
+        members = self._state.members
+        if members.view is not self._shown:
+            self._shown = members.view
+            self._state.effects.append(UseView(members.view))
 
     def _require_own(self, peer: Peer) -> None:
         if peer.key is None or peer.key not in self._state.members.own:
@@ -206,18 +212,12 @@ class Joins:
 
     # -------------------------------------------------------------------- in between
 
-    def settle(self) -> None:
-        """Have the gate decide by what is so now; called at each tick."""
-        members = self._state.members
-        if members.view is not self._shown:
-            self._shown = members.view
-            self._state.effects.append(UseView(members.view))
-
     def sweep(self) -> None:
         """Lift bans, and have what was noted written."""
         state, members = self._state, self._state.members
         if members.strikes.banned and members.strikes.expire(state.now):
             members.renew()
+            self._show()
         if members.is_unkept and state.now >= self._keep_at:
             state.effects.append(self._keep())
 

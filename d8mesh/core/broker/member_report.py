@@ -27,12 +27,12 @@ Body = dict[str, object]
 
 def listing(state: BrokerState) -> Body:
     """Return the body of the ``members`` question: those that wait first, the newest last."""
-    members = state.members
+    members, connected = state.members, _connected(state)
     return {
         "mode": modes_of(state),
         "orchestrator": fingerprint(state.policy.server_key),
         "waiting": len(members.waiting),
-        "members": [shown(state, member) for member in members.all()],
+        "members": [_shown(state, member, connected) for member in members.all()],
     }
 
 
@@ -46,10 +46,18 @@ def modes_of(state: BrokerState) -> list[str]:
 
 def shown(state: BrokerState, member: Member) -> Body:
     """Return how one member is listed."""
+    return _shown(state, member, _connected(state))
+
+
+def _connected(state: BrokerState) -> set[bytes | None]:
+    """Return the keys that have a session."""
+    workers = {worker.peer.key for worker in state.registry.workers.values() if worker.is_live}
+    return workers | {client.peer.key for client in state.clients.values()}
+
+
+def _shown(state: BrokerState, member: Member, connected: set[bytes | None]) -> Body:
     members, key = state.members, member.key
     banned_until = members.strikes.banned.get(key)
-    workers = [w for w in state.registry.workers.values() if w.is_live and w.peer.key == key]
-    clients = sum(client.peer.key == key for client in state.clients.values())
     return {
         "fingerprint": member.fingerprint,
         "key": key.hex(),
@@ -61,7 +69,7 @@ def shown(state: BrokerState, member: Member) -> Body:
         "since": member.since_at or None,
         "last_seen": member.seen_at or None,
         "is_own": key in members.own,
-        "is_connected": bool(workers or clients),
+        "is_connected": key in connected,
         "banned_s": None if banned_until is None else max(0.0, banned_until - state.now),
     }
 

@@ -311,7 +311,7 @@ class BrokerState:
         """
         number, self.next_load = self.next_load, self.next_load + 1
         self.loads[number] = (then, session)
-        self.effects.append(Load(number, question))
+        self.effects.append(Load(number, question, session))
 
     def ask_for(self, peer: Peer, question: Question, then: Continuation) -> None:
         """Ask the store for a client, which `peer` is: a part of what is under way at most.

@@ -13,6 +13,7 @@ What `frames` and `service_messages` hold is imported from here too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, field
@@ -73,9 +74,9 @@ __all__ = [
 VERSIONS: Final = (1,)
 
 
-def spoken_instead_of(version: int) -> str:
+def spoken_instead_of(version: int, spoken: Iterable[int] = VERSIONS) -> str:
     """Return what whoever says HELLO in another version is told."""
-    return f"version {version}: spoken here are {', '.join(map(str, VERSIONS))}"
+    return f"version {version}: spoken here are {', '.join(map(str, spoken))}"
 
 
 #: How an attempt ended, one byte each in `Results.kinds`.

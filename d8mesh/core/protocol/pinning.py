@@ -102,6 +102,14 @@ class FirstContact:
         #: who asked while it was another's turn, in order
         self._waiting: dict[bytes, None] = {}
 
+    def expect(self, now: float) -> None:
+        """A person has named one, whose key will be known soon: all others wait."""
+        self._key, self._until = b"", now + FIRST_CONTACT_S
+
+    def prefer(self, key: bytes, now: float) -> None:
+        """This is the one that a person has named: it is its turn."""
+        self._key, self._until = key, now + FIRST_CONTACT_S
+
     def may(self, key: bytes, now: float) -> bool:
         """Return whether it is this one's turn; a turn lasts `FIRST_CONTACT_S`."""
         if now >= self._until:

@@ -122,23 +122,18 @@ class WorkerSession:
         broker.is_up, broker.heard = True, now
         return [self._hello(broker, now)]
 
-    def link_down(self, link: str, now: float) -> list[WorkerEffect]:
-        """The transport is gone; what is held stays, and cheap results go to the disk."""
+    def link_down(self, link: str, now: float, refusal: str = "") -> list[WorkerEffect]:
+        """The transport is gone; what is held stays, and cheap results go to the disk.
+
+        `refusal`: why who is there does not let us in; empty: it is not that.
+        """
         broker = self.brokers.get(link)
         if broker is None:
             return []
         broker.is_up = False
-        broker.lose("the connection broke")
+        broker.lose("it does not let this worker in" if refusal else "the connection broke")
+        broker.refusal = refusal or broker.refusal
         return self._kept.save(broker) + self._offer(now, but=broker)
-
-    def link_refused(self, link: str, why: str, now: float) -> list[WorkerEffect]:
-        """The transport is refused by who is there; another is made in a while."""
-        broker = self.brokers.get(link)
-        if broker is None:
-            return []
-        effects = self.link_down(link, now)
-        broker.refusal = broker.lost = why
-        return effects
 
     def forget_link(self, link: str) -> list[WorkerEffect]:
         """The link will not come back; its attempts are cancelled, its results stay owed."""

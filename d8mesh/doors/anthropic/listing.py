@@ -47,7 +47,9 @@ class AnthropicModels:
             models = await self._catalogue.named()
             body = models_page(models, request.args) if name is None else _info_of(name, models)
         except D8Error as error:
-            return anthropic_problem(error)
+            response = anthropic_problem(error)
+            response.error = error
+            return response
         response = answer(body)
         response.headers |= named(request_id())
         return response

@@ -32,6 +32,8 @@ _ANTHROPIC_STATUS: Final = {"task.failed": 500, "task.cancelled": 500}
 _RETRIED_STATUSES: Final = frozenset({408, 429, 503, 504})
 #: What a caller is told to wait who may come again and is not told another time.
 _COME_AGAIN_S: Final = 2
+#: What takes longer is told, but nobody is to sit it out.
+MAX_RETRY_S: Final = 120
 
 
 def request_id() -> str:
@@ -53,7 +55,9 @@ def anthropic_problem(error: D8Error | Refusal) -> Response:
     told, asked = problem(error), request_id()
     response = answer(error_body(error, asked), _status_of(error))
     response.headers |= told.headers
-    is_worth_it = response.status in _RETRIED_STATUSES
+    wait_s = told.headers.get("Retry-After", "")
+    is_long = wait_s.isdigit() and int(wait_s) > MAX_RETRY_S
+    is_worth_it = response.status in _RETRIED_STATUSES and not is_long
     response.headers |= named(asked) | {"x-should-retry": "true" if is_worth_it else "false"}
     if is_worth_it:
         response.headers.setdefault("Retry-After", str(_COME_AGAIN_S))

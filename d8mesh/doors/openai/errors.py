@@ -20,6 +20,8 @@ _OPENAI_STATUS: Final[Mapping[str, int]] = {"task.failed": 502}
 #: The codes that OpenAI has a name for; all others keep their own.
 _OPENAI_CODES: Final[Mapping[str, str]] = {
     "access.token": "invalid_api_key",
+    "access.revoked": "invalid_api_key",
+    "access.limit": "rate_limit_exceeded",
     "access.flood": "rate_limit_exceeded",
     "queue.full": "rate_limit_exceeded",
     "model.unknown": "model_not_found",
@@ -100,6 +102,10 @@ def _type_of(status: int) -> str:
 
 def _advice(error: D8Error | Refusal) -> dict[str, str]:
     """Return the headers that say whether to try again, and when."""
+    if error.code == "access.limit" and isinstance(error, Refusal):
+        wait_s = error.headers.get("Retry-After", "")  # up to an hour: nobody should sit it out
+        is_short = wait_s.isdigit() and int(wait_s) <= MAX_RETRY_S
+        return {"x-should-retry": "true" if is_short else "false"}
     if error.code not in _WORTH_RETRYING:
         return {"x-should-retry": "false"}
     seconds = RETRY_AFTER_S.get(error.code, DEFAULT_RETRY_S)

@@ -83,6 +83,7 @@ REST_CALLS: Final[AboutCalls] = {
     "GET /health": AboutCall(
         what="How the orchestrator is, and what was refused.",
         answers=(*_one(t.HealthTold), *_one(t.HealthTold, 503)),
+        problem_kinds=(t.ClosedHealth,),
     ),
     "GET /api/stats": AboutCall(what="Lifetime counts.", answers=_one(t.StatsTold)),
     "GET /api/workers/stats": AboutCall(what="The same.", answers=_one(t.StatsTold)),

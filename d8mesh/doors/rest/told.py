@@ -54,6 +54,19 @@ class HealthTold(Struct):
     keys_waiting: Number | UnsetType = UNSET
 
 
+class ClosedHealth(Struct):
+    """What whoever shows no key is told: where the broker is, which then asks for it."""
+
+    error: str
+    code: str
+    broker_id: str | UnsetType = UNSET
+    broker_port: Number | UnsetType = UNSET
+    mesh: str | UnsetType = UNSET
+    server_key: str | UnsetType = UNSET
+    proof: str | UnsetType = UNSET
+    tls: str | UnsetType = UNSET
+
+
 class WorkersCounted(Struct):
     """Workers, by how they are."""
 
@@ -358,8 +371,9 @@ class MemberTold(Struct):
 
 
 class MembersTold(Struct):
-    """All of them, those that wait first."""
+    """All of them, those that wait first, and the orchestrator's own fingerprint."""
 
     mode: list[str]
+    orchestrator: str | None
     waiting: Number
     members: list[MemberTold]

@@ -20,7 +20,7 @@ import struct
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -39,6 +39,8 @@ MAX_PEERS_PER_ADDRESS: Final = MAX_PEER_CONNECTIONS * 3 // 4
 #: Connections of one address that have not said anything yet. Many nodes of one machine that start
 #: at once and are refused here try again within a moment.
 MAX_UNHEARD_PER_ADDRESS: Final = 256
+#: Connections that have ended and are remembered.
+MAX_GONE: Final = MAX_PEER_CONNECTIONS
 #: Descriptors that are not connections: files of the store, logs, discovery.
 BROKER_DESCRIPTORS: Final = 256
 #: Whoever has shaken hands says HELLO at once.
@@ -112,6 +114,7 @@ class Connections:
         caps: Caps | None = None,
     ) -> None:
         self.guard = ByteGuard()
+        self._watched = self.guard.watched
         #: to be counted by the loop, the oldest first
         self.rejections: deque[Rejection] = deque()
         #: how often the loop has taken all there was
@@ -123,6 +126,8 @@ class Connections:
         )
         self._table: dict[int, TcpConnection] = {}
         self._by_routing_id: dict[bytes, TcpConnection] = {}
+        #: routing ids of connections that have ended, the oldest first
+        self._gone: OrderedDict[bytes, None] = OrderedDict()
         self._count: Counter[str] = Counter()
         self._unheard: Counter[str] = Counter()
         #: what the loop told: (descriptor, routing id) of first messages, routing ids to be dropped
@@ -161,8 +166,12 @@ class Connections:
         Peers are served in turn: of so many messages as there are peers, each has had one taken.
         """
         self.round += 1.0 if is_all else len(received) / (len(self._table) + 1)
-        if self.guard.watched and received:
+        if self._watched and received:
             self.guard.hear({peer.routing_id for peer, _ in received})
+
+    def has_ended(self, routing_id: bytes) -> bool:
+        """Return whether it is known that a connection has ended. Thread: any."""
+        return routing_id in self._gone
 
     def drop(self, routing_id: bytes) -> None:
         """Cut a connection off; nothing of it is counted here."""
@@ -276,6 +285,9 @@ class Connections:
             _less(self._unheard, connection.address)
         else:
             self._by_routing_id.pop(connection.routing_id, None)
+            self._gone[connection.routing_id] = None
+            if len(self._gone) > MAX_GONE:
+                self._gone.popitem(last=False)
         self.guard.forget(connection)
         if connection.handle is not None:
             connection.handle.close()
@@ -286,8 +298,9 @@ class Connections:
         Of a handshake that came to its end the monitor does not say whose it was.
         """
         if is_unfinished:  # out of time, or its peer has thought better of it
-            is_late = now - connection.since > self._handshake_s * 0.8
-            return SILENT if is_late else ""
+            if connection.handle is not None:
+                return "" if has_left(connection.handle) else SILENT
+            return SILENT if now - connection.since > self._handshake_s * 0.8 else ""
         if connection.routing_id is None:
             if not (self._denied or self._finished) or _received(connection) < SHAKEN_BYTES:
                 return HANDSHAKE

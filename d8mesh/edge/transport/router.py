@@ -8,14 +8,14 @@ Source: https://libzmq.readthedocs.io/en/latest/zmq_socket.html, RFC 26/CurveZMQ
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import zmq
 
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol.addresses import endpoint
-from d8mesh.edge.transport.connections import Connections, Rejection
+from d8mesh.edge.transport.connections import Connections
 from d8mesh.edge.transport.keys import KeyPair
 from d8mesh.edge.transport.self_test import prove_gate
 from d8mesh.edge.transport.socket_options import (
@@ -82,6 +82,8 @@ class RouterEndpoint:
         self._connections = Connections(
             self._context, self.socket, handshake_s=HANDSHAKE_MS / 1000, wake=wake
         )
+        #: connections that were refused or cut off, for the loop to count, the oldest first
+        self.rejections = self._connections.rejections
         self._slow = self._connections.guard.slow
         try:
             self.port = self._bind([hosts] if isinstance(hosts, str) else hosts, ports, is_taken)
@@ -138,15 +140,13 @@ class RouterEndpoint:
             return False
         return True
 
+    def is_reading(self, routing_id: bytes) -> bool:
+        """Return whether a peer is there and takes what it is sent. Thread: any."""
+        return routing_id not in self._slow and not self._connections.has_ended(routing_id)
+
     def drop(self, peer: Peer) -> None:
         """Close the connection of a peer."""
         self._connections.drop(peer.routing_id)
-
-    def rejected(self) -> Iterator[Rejection]:
-        """Yield the connections that were refused or cut off since the last call."""
-        rejections = self._connections.rejections
-        while rejections:
-            yield rejections.popleft()
 
     def close(self) -> None:
         """Let the port go."""

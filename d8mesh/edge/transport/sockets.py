@@ -147,8 +147,10 @@ class SharedContext(zmq.Context[zmq.Socket[bytes]]):
     """Lets many `DealerLink` s of one process share ZeroMQ's own threads; `term` lets them go."""
 
 
-class Closes(Protocol):
-    """Something that is let go with what stands on it."""
+class LeadsToBroker(Protocol):
+    """What a link goes through."""
+
+    trouble: str
 
     def close(self) -> None:
         """Let it go."""
@@ -178,7 +180,7 @@ class DealerLink:
         *,
         server_key: bytes | None,
         keys: KeyPair | None,
-        tunnel: Closes | None = None,
+        tunnel: LeadsToBroker | None = None,
     ) -> None:
         #: of who is at the other end
         self.server_key = server_key
@@ -284,7 +286,13 @@ class DealerLink:
     @property
     def is_refused(self) -> bool:
         """True when what answers there does not let us in, or is not who it should be."""
-        return self.verdict is not None or self._failures >= MAX_FAILED_HANDSHAKES
+        is_known = self.verdict is not None or bool(self.trouble)
+        return is_known or self._failures >= MAX_FAILED_HANDSHAKES
+
+    @property
+    def trouble(self) -> str:
+        """Why a REST port on the way lets nothing through, in words; "" if none does so."""
+        return "" if self._tunnel is None else self._tunnel.trouble
 
     def close(self) -> None:
         """Let the connection go."""

@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import logging
 import secrets
 import socket
+import ssl
 import threading
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
+
+import msgspec
 
 from d8mesh.core.protocol.membership import link_pass
 from d8mesh.edge.transport.http_answer import HttpAnswer
@@ -52,8 +55,11 @@ MAX_TUNNEL_PAUSE_S: Final = 5.0
 LAST_BYTES_S: Final = 0.3
 #: Answers that do not mean that the link is unknown there, or refused.
 _PASSING: Final = frozenset({0, 408, 425, 429, 500, 502, 503, 504})
+#: Stands for a status where a certificate is not good.
+_UNTRUSTED: Final = -1
+#: Of what an answer says to people.
+MAX_SENTENCE_BYTES: Final = 500
 _UNANSWERED: Final = (OSError, http.client.HTTPException, ValueError)
-_log: Final = logging.getLogger("d8mesh.exchange")
 
 
 class Tunnel:
@@ -71,6 +77,8 @@ class Tunnel:
         self._listener = socket.create_server(("127.0.0.1", 0))
         #: where a link is to connect to
         self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        #: why the last connection is not let through, in words; "": it is, or nothing answers
+        self.trouble = ""
         self._closing = threading.Event()
         self._pipe: _Pipe | None = None
         self._thread = threading.Thread(target=self._serve, name="exchange", daemon=True)
@@ -99,7 +107,7 @@ class Tunnel:
                 with near:
                     if self._closing.is_set():
                         return
-                    self._pipe = pipe = _Pipe(self._url, self._access, near)
+                    self._pipe = pipe = _Pipe(self._url, self._access, near, self._note)
                     if self._closing.is_set():
                         pipe.finish()
                     pipe.carry()
@@ -107,17 +115,26 @@ class Tunnel:
                 if not pipe.is_open:
                     self._closing.wait(pause_s)
 
+    def _note(self, trouble: str) -> None:
+        self.trouble = trouble
+
 
 class _Pipe:
     """One connection of a link, carried under an id of its own.
 
     The thread that calls `carry` takes what the link says; another one keeps a poll open, so
     that sending never waits for it.
+
+    Args:
+        near: the link's side; it stays the caller's.
+        note: takes in why the other side does not let this through, "" once it does.
     """
 
-    def __init__(self, url: str, access: WebAccess, near: socket.socket) -> None:
+    def __init__(
+        self, url: str, access: WebAccess, near: socket.socket, note: Callable[[str], None]
+    ) -> None:
         near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._near = near
+        self._near, self._note = near, note
         link_id = secrets.token_hex(16)
         self._sender, self._poller = (_Line(url, access, link_id) for _ in range(2))
         #: it is over; only its last bytes are waited for
@@ -140,6 +157,7 @@ class _Pipe:
                 at += count
                 if not self.is_open:
                     self.is_open = True
+                    self._note("")
                     polling.start()
         if self.is_open and not self._over.is_set():
             with contextlib.suppress(*_UNANSWERED):
@@ -158,8 +176,9 @@ class _Pipe:
             if status == HTTPStatus.OK:
                 return True
             is_late = time.monotonic() >= until or self._finishing.is_set()
+            if status not in _PASSING:
+                self._refused(status, content)
             if status not in _PASSING or is_late:
-                self._tell(status, content)
                 return False
             self._over.wait(TUNNEL_PAUSE_S)
         return False
@@ -187,10 +206,10 @@ class _Pipe:
         with contextlib.suppress(OSError):
             self._near.shutdown(socket.SHUT_RDWR)
 
-    def _tell(self, status: int, content: bytes) -> None:
-        if not self.is_open:
-            why = content[:300].decode("utf-8", "replace") if status else "no answer"
-            _log.warning("exchange.refused status=%d why=%r", status, why)
+    def _refused(self, status: int, content: bytes) -> None:
+        """Note why the other side takes nothing; that it does not know the link is no reason."""
+        if status != HTTPStatus.GONE:
+            self._note(_sentence_in(status, content))
 
 
 class _Line:
@@ -201,9 +220,7 @@ class _Line:
 
     def __init__(self, url: str, access: WebAccess, link_id: str) -> None:
         self._url, self._trusted = url, access.trusted
-        shown = access.token if url == access.given else None
-        if access.secret is not None:
-            shown = link_pass(access.secret, link_id)
+        shown = access.token if access.secret is None else link_pass(access.secret, link_id)
         self._head = (
             f"POST {EXCHANGE_PATH} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
             f"Content-Type: {BYTES_TYPE}\r\n{LINK_HEADER}: {link_id}\r\n"
@@ -258,8 +275,28 @@ class _Line:
 
 
 def _tried(line: _Line, fields: dict[str, int], body: bytes) -> tuple[int, bytes]:
-    """Ask; 0 is the status of no answer."""
+    """Ask; 0 is the status of no answer, and UNTRUSTED that of a certificate that is not good."""
     try:
         return line.ask(fields, body)
+    except ssl.SSLCertVerificationError as error:
+        return _UNTRUSTED, (error.strerror or str(error)).encode()
     except _UNANSWERED:
         return 0, b""
+
+
+def _sentence_in(status: int, content: bytes) -> str:
+    """Return what an answer that refuses us says to people."""
+    text = content[:MAX_SENTENCE_BYTES].decode("utf-8", "replace")
+    if status == _UNTRUSTED:
+        return text
+    try:
+        told = msgspec.json.decode(content, type=_ToldRefusal)
+    except (msgspec.DecodeError, RecursionError):
+        return f"status {status}"
+    return told.error[:MAX_SENTENCE_BYTES] or f"status {status}"
+
+
+class _ToldRefusal(msgspec.Struct):
+    """The body of an answer that refuses."""
+
+    error: str = ""

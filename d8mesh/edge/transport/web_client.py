@@ -28,14 +28,12 @@ class WebAccess:
 
     trusted: fingerprints of certificates that are good.
     secret: of the mesh key (`membership.mesh_secret`); None: there is none.
-    token: an access token; None: there is none.
-    given: the URL that a person has set: the token is for nobody else.
+    token: an access token, for where a person sent us; None: there is none.
     """
 
     trusted: frozenset[str] = frozenset()
     secret: bytes | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
-    given: str | None = None
 
 
 def connect_to(url: str, trusted: Collection[str], *, timeout_s: float) -> socket.socket:

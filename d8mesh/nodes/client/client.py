@@ -50,10 +50,11 @@ class Client:
     Args:
         url: ``http://HOST:PORT`` of an orchestrator; None: found by mDNS.
         config: settings; None: read from the environment (D8_MESH, ORCHESTRATOR_URL, …).
-        endpoint: ``tcp://HOST:PORT`` of a broker, if that is known.
+        endpoint: ``tcp://HOST:PORT`` of a broker, if that is known; ``?key=`` and its public key
+            may follow.
 
     Raises:
-        ConfigError: `url` or `endpoint` is not of that form.
+        ConfigError: `url` or `endpoint` is not of that form, or the key file cannot be used.
 
     Thread: every method may be called from any thread.
     """

@@ -104,7 +104,7 @@ class Reconnector:
         """The last link does not get in: make another after a pause; return why."""
         assert self.route is not None
         route, before = self.route, self._refusal
-        refusal = refusal_of(link.verdict, route, self._connector.keys.public)
+        refusal = refusal_of(link.verdict, route, self._connector.keys.public, link.trouble)
         is_news = before is None or str(before) != str(refusal)
         self._refusals = 1 if is_news else self._refusals + 1
         self._refusal = refusal

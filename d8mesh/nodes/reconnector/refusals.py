@@ -8,7 +8,13 @@ from typing import Final
 from d8mesh.core.protocol.addresses import is_address, is_admissible
 from d8mesh.core.protocol.membership import Verdict, fingerprint
 from d8mesh.core.protocol.route import Route
-from d8mesh.errors import ForbiddenError, NotAdmittedError, OrchestratorKeyError, RevokedError
+from d8mesh.errors import (
+    ForbiddenError,
+    MeshKeyError,
+    NotAdmittedError,
+    OrchestratorKeyError,
+    RevokedError,
+)
 from d8mesh.program import command_name
 
 #: Pauses before the next try: the first, doubled each time, and the longest. Whoever is approved
@@ -17,12 +23,15 @@ _PAUSES_S: Final[dict[type[ForbiddenError], tuple[float, float]]] = {
     NotAdmittedError: (1.0, 4.0),
     RevokedError: (2.0, 15.0),
     OrchestratorKeyError: (0.5, 8.0),
+    MeshKeyError: (2.0, 15.0),
 }
 #: Doublings after which no pause grows.
 _MAX_DOUBLINGS: Final = 8
 
 
-def refusal_of(verdict: Verdict | None, route: Route, own_key: bytes) -> ForbiddenError:
+def refusal_of(
+    verdict: Verdict | None, route: Route, own_key: bytes, on_the_way: str = ""
+) -> ForbiddenError:
     """Return what a failed handshake means.
 
     Args:
@@ -30,10 +39,19 @@ def refusal_of(verdict: Verdict | None, route: Route, own_key: bytes) -> Forbidd
             the key of the route.
         route: where the connection led.
         own_key: our public key.
+        on_the_way: what a REST port said that lets nothing of ours through.
     """
     host, told = route.address[0], fingerprint(own_key)
+    if on_the_way:
+        return MeshKeyError(
+            f"{route.endpoint} refuses this machine's connection to the orchestrator: {on_the_way}"
+        )
+    theirs = fingerprint(route.server_key or b"")
+    if verdict is None and route.is_http:
+        return OrchestratorKeyError(
+            f"no orchestrator with the key {theirs} answers through {route.endpoint}"
+        )
     if verdict is None:
-        theirs = fingerprint(route.server_key or b"")
         return OrchestratorKeyError(
             f"what answers at {route.endpoint} does not have the key {theirs} of the orchestrator "
             "that is said to be there: nothing is said to it"

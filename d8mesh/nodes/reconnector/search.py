@@ -86,7 +86,9 @@ class Search:
         is_useless: Callable[[str, str], bool] = lambda broker_id, endpoint: False,
     ) -> None:
         self._config, self._given = config, Route.given(given) if given else None
-        self.trust = trust or OrchestratorTrust(config, secret_of(config))
+        self.trust = trust or OrchestratorTrust(
+            config, secret_of(config), is_one_named=given is not None
+        )
         self.known = known or KnownBrokers(self.trust)
         self.only, self._is_useless = only, is_useless
         if self._given is not None and self._given.server_key is not None:
@@ -157,6 +159,7 @@ class Search:
             self._refused = told(error.__cause__) or str(error)
             event(_log, logging.DEBUG, "url.failed", error=str(error))
             return None
+        self.trust.prefer(found.server_key)
         if not self.trust.may_contact(found):
             self._refused = self.trust.why_not(found)
             return None
@@ -167,6 +170,7 @@ class Search:
         if given.server_key is not None:
             return given
         for each in self._said_to_be_at(*given.address):
+            self.trust.prefer(each.server_key)
             if self.trust.may_contact(each):
                 return given._replace(server_key=each.server_key)
             self._refused = self.trust.why_not(each)
@@ -191,15 +195,22 @@ class Search:
 
     def _heard_of(self) -> Sequence[KnownBroker]:
         """Return all that is told of orchestrators, by mDNS and by this machine's own."""
-        written = address_file.read(Path(self._config.data_dir), self._config.mesh)
         told = [each for known in list(self.known.told.values()) for each in known]
+        written = self._written()
         return [*told, *([] if written is None else [written])]
 
+    def _written(self) -> KnownBroker | None:
+        return address_file.read(Path(self._config.data_dir), self._config.mesh)
+
     def _trusted_at(self, host: str, web_port: int) -> Collection[str]:
-        """Return the fingerprints of certificates that are good at a REST port."""
-        heard = [each for each in self._heard_of() if each.web_port == web_port]
-        told = [each.tls for each in heard if host in (*each.addresses, "localhost")]
-        return {*self._config.tls_trust, *filter(None, told)}
+        """Return the fingerprints of certificates that are good where a person sends us.
+
+        What anybody may announce by mDNS is none: a token may be shown there.
+        """
+        own = self._written()
+        if own is None or own.web_port != web_port or host not in (*own.addresses, "localhost"):
+            return self._config.tls_trust
+        return {*self._config.tls_trust, own.tls}
 
     def _by_known(self) -> Route | None:
         ids = [self.only] if self.only else list(self.known.told)

@@ -39,6 +39,7 @@ class OrchestratorTrust:
     Args:
         config: mesh and data folder stand there.
         secret: of the mesh key; None: there is none.
+        is_one_named: a person has said where one is: where nothing is known yet, it is the first.
 
     Raises:
         ConfigError: the file with the pins cannot be used.
@@ -46,22 +47,30 @@ class OrchestratorTrust:
     Thread: any.
     """
 
-    def __init__(self, config: Config, secret: bytes | None) -> None:
+    def __init__(self, config: Config, secret: bytes | None, *, is_one_named: bool = False) -> None:
         self._config, self._secret = config, secret
         self._file = PinFile(Path(config.data_dir))
         self._lock = threading.Lock()
         self._first = FirstContact()
+        if is_one_named:
+            self._first.expect(time.monotonic())
         self._pinned = self._file.of(config.mesh)
         #: pins that the disk did not take
         self._unkept: tuple[Pin, ...] = ()
-        #: keys that a person has given with an address
-        self._given: set[bytes] = set()
+        #: keys that a person has given with an address: trusted as long as they are given
+        self._given: tuple[Pin, ...] = ()
         self._strangers: dict[bytes, _Stranger] = {}
         self._is_broken = False
 
     def give(self, key: bytes) -> None:
-        """Trust the key that a person has given."""
-        self._given.add(key)
+        """Trust the key that a person has given; where one is given, no other is the first."""
+        self._given = with_pin(self._given, Pin(fingerprint(key), key))
+
+    def prefer(self, key: bytes | None) -> None:
+        """This key is told at the address that a person has named."""
+        if key is not None:
+            with self._lock:
+                self._first.prefer(key, time.monotonic())
 
     def may_contact(self, broker: KnownBroker, *, is_heard: bool = True) -> bool:
         """Return whether anything may be sent to who is said to be there.
@@ -144,7 +153,8 @@ class OrchestratorTrust:
         if trust in (Trust.PINNED, Trust.PROVEN) or key is None:
             return trust
         written = address_file.read(Path(self._config.data_dir), self._config.mesh)
-        is_own = key in self._given or (written is not None and written.server_key == key)
+        is_given = any(pin.key == key for pin in self._given)
+        is_own = is_given or (written is not None and written.server_key == key)
         return trust_in(broker, pins, secret=self._secret, is_own=is_own)
 
     def _pins(self) -> tuple[Pin, ...]:
@@ -156,7 +166,7 @@ class OrchestratorTrust:
             if not self._is_broken:
                 event(_log, logging.ERROR, "pins.unreadable", why=str(error))
             self._is_broken = True
-        return self._pinned + self._unkept
+        return self._pinned + self._unkept + self._given
 
     def _note(self, broker: KnownBroker, trust: Trust) -> None:
         key, now = broker.server_key or broker.broker_id.encode(), time.monotonic()

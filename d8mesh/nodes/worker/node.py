@@ -244,7 +244,7 @@ class Worker:
             NodeClosedError: it was started before.
             HandlerError: a process would import something else than a handler registered for one.
             WorkerError: its folder or its outbox cannot be used.
-            KeyFileError: its key file cannot be used.
+            ConfigError: its key file cannot be used.
         """
         if self._runner is not None:
             raise NodeClosedError("a worker is started once: make a new one")

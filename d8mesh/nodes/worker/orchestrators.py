@@ -54,7 +54,7 @@ class Orchestrators:
         self.joined: dict[str, str] = {}
         self._config = config
         self._connector = Connector(wake, keys=keys, access=web_access(config))
-        self.trust = OrchestratorTrust(config, secret_of(config))
+        self.trust = OrchestratorTrust(config, secret_of(config), is_one_named=url is not None)
         self._known = KnownBrokers(self.trust)
         self._reconnectors: dict[str, Reconnector] = {}
         #: where a link was one too many -> the broker id that answered there

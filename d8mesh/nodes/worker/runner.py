@@ -380,7 +380,7 @@ class WorkerRunner:
         if link.is_refused:
             why = self._orchestrators.refused(key, link)
             self._drop(key)
-            self._perform(self.session.link_refused(key, why, now))
+            self._perform(self.session.link_down(key, now, why))
             self._tell_joined()
         elif link.is_renewed:
             link.is_renewed = False

@@ -627,6 +627,21 @@ def test_a_link_that_is_down_is_left_alone_and_one_refused_waits() -> None:
     assert session.tick(51.0) == []  # the answer to HELLO may still come
 
 
+def test_why_a_link_is_refused_is_told_until_its_session_stands() -> None:
+    session = _session()
+    session.link_up("a", 0.0)
+    session.link_down("a", 1.0, "its key was revoked")
+    broker = session.brokers["a"]
+    assert (broker.refusal, broker.lost) == ("its key was revoked", "")
+    session.link_up("a", 2.0)
+    session.link_down("a", 3.0)
+    assert broker.refusal == "its key was revoked"
+    _join(session)
+    assert (broker.refusal, broker.lost) == ("", "")
+    session.link_down("a", 5.0, "its key was revoked")
+    assert broker.lost == "it does not let this worker in"
+
+
 def test_a_broker_without_a_session_gets_no_goodbye_but_its_results_are_kept() -> None:
     session = _session()
     _join(session)

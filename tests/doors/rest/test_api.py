@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from d8mesh.doors import waiting
+from d8mesh.doors.api_document import DOCUMENT_PATH
 from d8mesh.doors.rest.api import rest_door
+from d8mesh.doors.rest.members import join_door
 from d8mesh.doors.tunnel import tunnel_door
 from d8mesh.doors.waiting import Places
 from d8mesh.http import application
@@ -28,6 +30,7 @@ JSON = {"Content-Type": "application/json"}
 NOBODY: Any = SimpleNamespace(loop=None, exchange=None)
 DOORS = (
     rest_door(NOBODY, Places(1), Rejections()),
+    join_door(NOBODY, Places(1)),
     tunnel_door(NOBODY),
 )
 #: (method, path) of every call
@@ -268,8 +271,11 @@ def test_an_error_of_ours_is_told_without_its_traceback(
 
 def test_the_documentation_has_every_call_and_no_other() -> None:
     text = (ROOT / "docs" / "REST.md").read_text("utf-8")
-    documented = set(re.findall(r"^### `(GET|POST) (/\S*)`", text, re.MULTILINE))
-    assert documented == {(method, re.sub(r"<(\w+)>", r"{\1}", path)) for method, path in ROUTES}
+    documented = set()
+    for method, paths in re.findall(r"^### `(GET|POST) (/.*)$", text, re.MULTILINE):
+        documented |= {(method, path) for path in re.findall(r"(/[^`\s]*)`", paths)}
+    routes = {(method, re.sub(r"<(\w+)>", r"{\1}", path)) for method, path in ROUTES}
+    assert documented == routes | {("GET", DOCUMENT_PATH)}
 
 
 def test_the_documentation_has_every_code_with_its_status() -> None:

@@ -206,6 +206,7 @@ def test_a_full_queue_is_429_with_a_time_to_come_again(tmp_path: Any) -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         assert ready.wait(PATIENCE_S)
+        mesh.brokers.append((made[0], thread))  # it knows the keys of these
         stack.callback(mesh.stop_broker, made[0], thread)
         rest = Rest(mesh, made[0].ready.port, stack)
         for _ in range(3):

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol.membership import Verdict
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
-from d8mesh.edge.transport import byte_guard, connections
+from d8mesh.edge.transport import byte_guard, connections, sockets
 from d8mesh.edge.transport.connections import (
     CROWD,
     FRAME,
@@ -67,7 +68,8 @@ class Door:
                 self.heard.append(content)
                 if content is not None and not self.is_deaf:
                     self.router.send(peer.routing_id, content)
-            self.rejected.update(each.code for each in self.router.rejected())
+            while self.router.rejections:
+                self.rejected[self.router.rejections.popleft().code] += 1
 
     def drop(self, peer: Peer) -> None:
         self.router.drop(peer)
@@ -337,3 +339,9 @@ def test_a_router_without_a_loop_can_be_closed() -> None:
     router = RouterEndpoint("127.0.0.1", [0], keys=SERVER, gate=admit)
     with RawZmtp(router.port):
         router.close()
+
+
+def test_the_event_that_ends_the_process_is_not_asked_for() -> None:
+    """See `connections._TOLD_EVENTS`; a link asks for events of its own."""
+    for events in (connections._TOLD_EVENTS, sockets._HANDSHAKE_FAILED):
+        assert not events & zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import closing
+
 import pytest
 import zmq
 from zmq.utils import z85
 
+from d8mesh.core.protocol.membership import link_pass
 from d8mesh.core.protocol.route import Route
 from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import SharedContext
+from d8mesh.edge.transport.web_client import WebAccess
 from d8mesh.errors import BrokerUnavailableError
 from tests.keyed import PEER, route_to, router_at
 from tests.nodes.mesh import PATIENCE_S, free_port, until
@@ -42,6 +47,34 @@ def test_a_route_of_http_gives_a_link_through_the_rest_port() -> None:
         assert link.is_tunnelled
     finally:
         link.close()
+
+
+def test_a_token_is_shown_only_where_a_person_sent_us_and_a_link_pass_everywhere() -> None:
+    shown: list[str | None] = []
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(PATIENCE_S)
+    url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    secret, token, fields = b"s" * 32, "d8_token", dict[str, str]()
+    with server:
+        for access, is_given in (
+            (WebAccess(token=token), True),
+            (WebAccess(token=token), False),
+            (WebAccess(secret=secret, token=token), True),
+        ):
+            connector = Connector(keys=PEER, access=access)
+            link = connector.connect(Route(url, "b", PEER.public, is_given=is_given))
+            near, _ = server.accept()
+            with near, closing(link):
+                near.settimeout(PATIENCE_S)
+                head = near.makefile("rb")
+                fields = dict(
+                    line.strip().decode().lower().split(": ", 1)
+                    for line in iter(head.readline, b"\r\n")
+                    if b": " in line
+                )
+                shown.append(fields.get("authorization"))
+    of_link = link_pass(secret, fields["x-d8-link"])
+    assert shown == [f"bearer {token}", None, f"bearer {of_link}"]
 
 
 def test_only_the_broker_that_has_its_secret_is_spoken_to() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ from tests.edge.transport.linked import (
     until,
 )
 from tests.keyed import SERVER, admit
+from tests.security.raw_zmtp import needs_sodium
 
 
 @pytest.fixture
@@ -214,3 +216,30 @@ def test_all_interfaces_are_listened_on_and_loopback_reaches_it() -> None:
             assert peer.address == "127.0.0.1"
     finally:
         endpoint.close()
+
+
+@needs_sodium
+def test_a_peer_that_fills_its_queue_and_breaks_off_does_not_end_the_process() -> None:
+    """libzmq 4.3.5 aborts at a heartbeat that is due on such a connection: the ROUTER has none."""
+    code = f"""
+import socket, struct, time
+from d8mesh.edge.transport import socket_options
+socket_options.HEARTBEAT_MS = 200
+from tests.keyed import SERVER, router_at
+from tests.security.raw_zmtp import RawZmtp
+router = router_at()
+peer = RawZmtp(router.port).shake_hands(SERVER.public)
+peer.socket.settimeout(0.5)
+try:
+    while True:
+        peer.send(bytes(5000))
+except TimeoutError:  # nothing is read any more
+    pass
+peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+peer.close()
+time.sleep(1.0)  # several heartbeats
+print(len(router.receive({10 * socket_options.RECEIVE_QUEUE_MESSAGES})) > 500)
+router.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

@@ -57,6 +57,7 @@ def asker(gate: Gate, mechanism: bytes = CURVE) -> Iterator[Asker]:
         (Verdict.WAITING, b"400", b""),
         (Verdict.REFUSED, b"500", b""),
     ],
+    ids=["admitted", "waiting", "refused"],  # keys differ from one process to the next
 )
 def test_the_gate_decides_and_who_comes_in_is_known_by_its_key(
     verdict: Verdict, status: bytes, user: bytes
