@@ -52,6 +52,21 @@ def test_the_session_of_a_client_is_its_keys(broker: WiredBroker) -> None:
     assert broker.got(broker.client(key=KEY), m.Welcome)
 
 
+def test_a_session_that_a_stranger_took_after_a_restart_goes_back_to_a_key_of_our_own(
+    tmp_path: Path,
+) -> None:
+    broker = WiredBroker(tmp_path, joining={"own": {KEY}})
+    broker.client(key=KEY)
+    broker.restart()
+    thief = broker.client(key=OTHER)
+    assert broker.got(thief, m.Welcome)
+    assert broker.got(broker.client(key=KEY), m.Welcome)
+    broker.say(thief, m.Watch([]))
+    assert broker.got(thief, m.Rehello)
+    assert broker.got(broker.client(key=OTHER), m.Refused)
+    broker.close()
+
+
 @pytest.mark.parametrize("proof", [b"", b"x" * 32, join_proof(SECRET, SERVER, OTHER)])
 def test_who_does_not_know_the_mesh_key_is_refused(tmp_path: Path, proof: bytes) -> None:
     broker = WiredBroker(tmp_path, mesh_secret=SECRET, server_key=SERVER)
