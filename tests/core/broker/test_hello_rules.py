@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from d8mesh.core.broker import state
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.membership import (
@@ -49,6 +50,19 @@ def test_a_worker_id_that_nobody_has_by_a_key_is_its_who_lives_with_it(broker: W
 def test_the_session_of_a_client_is_its_keys(broker: WiredBroker) -> None:
     broker.client(key=KEY)
     refused(broker, broker.client(key=OTHER), "access.forbidden")
+    assert broker.got(broker.client(key=KEY), m.Welcome)
+
+
+def test_the_session_of_a_client_stays_its_keys_while_it_is_away(
+    broker: WiredBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "MAX_SESSION_KEYS", 2)
+    broker.say(broker.client(key=KEY), m.Goodbye("bye"))
+    refused(broker, broker.client(key=OTHER), "access.forbidden")
+    broker.say(broker.client("b" * 16, key=OTHER), m.Goodbye("bye"))
+    broker.say(broker.client(key=KEY), m.Goodbye("bye"))  # came last
+    broker.say(broker.client("c" * 16, key=OTHER), m.Goodbye("bye"))
+    assert set(broker.state.session_keys) == {S, "c" * 16}
     assert broker.got(broker.client(key=KEY), m.Welcome)
 
 
