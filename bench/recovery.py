@@ -61,8 +61,8 @@ def crash(found: Findings, running: Mesh, name: str) -> None:
     begun = time.perf_counter()
     kill_tree(running.orchestrator.process.pid)
     running.restart_orchestrator()
-    name = running.config.mesh
-    worker = OneSlot(running.broker_port, running.server_key, name, "first-one")
+    mesh_name = running.config.mesh
+    worker = OneSlot(running.broker_port, running.server_key, mesh_name, "first-one")
     while not worker.handed:
         _turn(worker, begun)
     back.add(FIRST_HANDED, name, time.perf_counter() - begun)

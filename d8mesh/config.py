@@ -255,8 +255,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(
         "D8_MESH_KEY",
         "mesh_key",
-        forms.matching(r"[!-~]{16,256}"),
-        "16 to 256 printable characters without blanks",
+        forms.mesh_key,
+        "16 to 256 printable characters without blanks, at least 8 different ones, neither a part "
+        'repeated nor the alphabet or digits in order (python -c "import secrets; '
+        'print(secrets.token_urlsafe(24))" makes one)',
         True,
     ),
     Setting("D8_TOKEN", "token", _IS_KEY, _KEY_TEXT, True),

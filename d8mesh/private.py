@@ -59,6 +59,21 @@ def narrow(path: Path) -> None:
             path.chmod(stat.S_IMODE(mode) & ~OTHERS_BITS)
 
 
+def sync_names(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the system knows that.
+
+    What was put in place there stays so, whatever happens to the power.
+    """
+    if sys.platform == "win32":
+        return  # folders cannot be opened there; the file system logs their entries
+    with contextlib.suppress(OSError):  # some file systems sync no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Replace a file in one step.
 
@@ -96,5 +111,6 @@ def make_once(path: Path, text: str) -> None:
         except OSError:  # a file system without links
             if not path.exists():
                 fresh.replace(path)
+        sync_names(path.parent)
     finally:
         fresh.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
@@ -30,6 +31,10 @@ _PART: Final = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*"
 MODEL_PATTERN: Final = rf"(?=.{{1,128}}\Z){_PART}(?:[:/]{_PART})*"
 
 Parser: TypeAlias = Callable[[str], object]
+#: Different characters that a mesh key has at least.
+MIN_KEY_SIGNS: Final = 8
+#: The share of its characters that may follow each other in order.
+MAX_IN_ORDER: Final = 0.75
 
 
 def integer(low: int, high: int) -> Parser:
@@ -61,6 +66,18 @@ def matching(pattern: str, *, lower: bool = False, upper: bool = False) -> Parse
         return text
 
     return parse
+
+
+def mesh_key(text: str) -> str:
+    """Take a key of a mesh that is not guessed at once: who hears a proof can try keys on it."""
+    if not re.fullmatch(r"[!-~]{16,256}", text) or len(set(text)) < MIN_KEY_SIGNS:
+        raise ValueError(text)
+    if text in (text + text)[1:-1]:  # a part of it, repeated
+        raise ValueError(text)
+    steps = [ord(after) - ord(before) for before, after in pairwise(text)]
+    if max(steps.count(1), steps.count(-1), steps.count(0)) > MAX_IN_ORDER * len(steps):
+        raise ValueError(text)
+    return text
 
 
 def switch(text: str) -> bool:

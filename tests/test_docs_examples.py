@@ -20,6 +20,7 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
 import d8mesh
+from d8mesh.core.protocol.addresses import parse_endpoint
 from tests.nodes.mesh import PATIENCE_S, mesh_in, until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +46,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
         def application(environ: Any, start_response: Any) -> Any:
             assert Request(environ).path == "/health"
-            return Response(json.dumps({"broker_port": port}))(environ, start_response)
+            told = {"broker_port": port, "server_key": parse_endpoint(mesh.endpoint(port))[2]}
+            body = json.dumps(told, default=bytes.hex)
+            return Response(body)(environ, start_response)
 
         http = make_server("127.0.0.1", 0, application, threaded=True)
         thread = threading.Thread(target=http.serve_forever, args=(0.05,))

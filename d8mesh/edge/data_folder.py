@@ -15,6 +15,9 @@ from d8mesh.private import make_folder, narrow
 
 #: What lies in a data folder, beside the pins.
 _ROOMS: Final = frozenset({"orchestrator", "workers", "client", "logs", "batches"})
+#: Keys: one that others can read is refused by whoever reads it. Closed here in silence, a key that
+#: somebody else may have read would go on being good.
+_SECRETS: Final = frozenset({"curve.key", "payload.key", "key.pem"})
 #: Files looked at in each room: more than a room has, unless it is somebody else's folder.
 MAX_FILES: Final = 2000
 
@@ -22,8 +25,9 @@ MAX_FILES: Final = 2000
 def require(data: Path, *rooms: str) -> None:
     """Make the folders `rooms` in the data folder, and make sure that they can be written.
 
-    They, and the files in them, are closed to other users of this machine. So is the data folder
-    itself, if nothing but ours is in it: one that has other things may be shared on purpose.
+    They, and the files in them but for keys, are closed to other users of this machine. So is the
+    data folder itself, if nothing but ours is in it: one that has other things may be shared on
+    purpose.
 
     What lies in them must be writable too: a start as another user (``sudo``) leaves files that
     this one could not use, and the fault would come to light in the middle of the work.
@@ -37,7 +41,8 @@ def require(data: Path, *rooms: str) -> None:
         try:
             make_folder(folder)
             for each in _all_in(folder):
-                narrow(each)
+                if each.name not in _SECRETS:
+                    narrow(each)
             found = next((each for each in _all_in(folder) if not _is_writable(each)), None)
             why = "" if found is None else f"not writable: {str(found)[:200]}{_whose(found)}"
         except OSError as error:

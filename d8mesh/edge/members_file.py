@@ -16,6 +16,7 @@ import msgspec
 
 from d8mesh.core.broker.members_view import KeptMember
 from d8mesh.errors import ConfigError
+from d8mesh.private import sync_names
 
 MEMBERS_NAME: Final = "members.json"
 #: More than the largest that is written: 10,000 rows with 16 ids each.
@@ -71,3 +72,4 @@ def write(folder: Path, members: Sequence[KeptMember]) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+    sync_names(folder)  # else a power cut may bring back who was shown out

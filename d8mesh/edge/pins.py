@@ -23,7 +23,7 @@ import filelock
 from d8mesh.core.protocol.membership import fingerprint
 from d8mesh.core.protocol.pinning import MAX_PINS, Pin, with_pin, without_pin
 from d8mesh.errors import ConfigError
-from d8mesh.private import FILE_MODE, make_folder
+from d8mesh.private import FILE_MODE, make_folder, sync_names
 from d8mesh.setting_forms import NAME_PATTERN
 
 PINS_NAME: Final = "pins.json"
@@ -171,3 +171,4 @@ def _write(path: Path, table: _Table) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+    sync_names(path.parent)  # else a power cut may bring back a key that was removed

@@ -17,6 +17,7 @@ import msgspec
 
 from d8mesh.core.protocol.access_tokens import AccessToken, TokenUsage
 from d8mesh.errors import ConfigError, D8Error
+from d8mesh.private import sync_names
 
 #: In the orchestrator's folder of the data folder.
 TOKENS_NAME: Final = "tokens.json"
@@ -87,6 +88,7 @@ class TokenFile:
                 if each.name == name and each.revoked_at is None:
                     known[place] = msgspec.structs.replace(each, revoked_at=now_at)
                     _write(self._tokens, known)
+                    sync_names(self._folder)  # else a power cut may bring it back
                     return known[place]
         if any(each.name == name for each in known):
             raise D8Error(f"the token {name} is revoked already")

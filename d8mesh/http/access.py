@@ -92,6 +92,9 @@ class KnownTokens:
         """These are the tokens from now on."""
         before = self._by_digest
         self._by_digest = {each.digest: each for each in tokens}
+        known = {each.id for each in self._by_digest.values()}
+        for gone in self.usage.keys() - known:
+            del self.usage[gone]
         for digest, old in before.items():
             new = self._by_digest.get(digest)
             if old.revoked_at is None and (new is None or new.revoked_at is not None):

@@ -30,8 +30,9 @@ class TokenWatch:
     def __init__(self, file: TokenFile) -> None:
         self._file = file
         self._signature = file.signature()
-        self.tokens = KnownTokens(file.tokens())
-        self.tokens.usage = file.usage()
+        tokens, usage = file.tokens(), file.usage()
+        self.tokens = KnownTokens(tokens)
+        self.tokens.usage = {each.id: usage[each.id] for each in tokens if each.id in usage}
         self._trouble = ""
 
     async def run(self) -> None:

@@ -104,3 +104,16 @@ def test_a_folder_that_may_not_be_written_is_told(
     monkeypatch.setattr("os.access", lambda *_: False)  # the superuser may write everywhere
     with pytest.raises(ConfigError, match="not writable"):
         data_folder.require(tmp_path, "logs")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX's")
+@pytest.mark.parametrize("place", ["curve.key", "payload.key", "tls/key.pem"])
+def test_a_key_that_others_could_read_is_not_closed_in_silence(tmp_path: Path, place: str) -> None:
+    data_folder.require(tmp_path, "orchestrator")
+    key, other = tmp_path / "orchestrator" / place, tmp_path / "orchestrator" / "epoch"
+    key.parent.mkdir(exist_ok=True)
+    for path in (key, other):
+        path.write_text("", "utf-8")
+        path.chmod(0o644)
+    data_folder.require(tmp_path, "orchestrator")
+    assert [path.stat().st_mode & 0o777 for path in (key, other)] == [0o644, 0o600]

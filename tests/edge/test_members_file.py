@@ -98,3 +98,13 @@ def test_any_bytes_are_members_or_a_sentence(tmp_path: Path, text: bytes) -> Non
     (tmp_path / MEMBERS_NAME).write_bytes(text)
     with contextlib.suppress(ConfigError):
         assert isinstance(read(tmp_path), list)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be synced there")
+def test_the_name_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[bool] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda number: synced.append(stat.S_ISDIR(os.fstat(number).st_mode))
+    )
+    write(tmp_path, [ROW])
+    assert synced == [False, True]

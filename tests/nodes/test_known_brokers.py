@@ -58,3 +58,19 @@ def test_who_is_passed_over_is_looked_at_again_and_few_are_remembered(tmp_path: 
     PinFile(tmp_path).add("m", Pin(fingerprint(B)))
     assert known.reconsidered() == [at("10.0.0.66", key=B)]
     assert known.reconsidered() == []
+
+
+def test_a_trusted_key_under_many_names_takes_nobodys_place(tmp_path: Path) -> None:
+    for key in (A, B):
+        PinFile(tmp_path).add("m", Pin(fingerprint(key), key))
+    known = known_in(tmp_path)
+    known.add(KnownBroker("proven", ("10.0.0.3",), 7010, None, A))
+    known.proven("proven", Route("tcp://10.0.0.3:7010", "proven", A))
+    known.add(KnownBroker("other", ("10.0.0.2",), 7010, None, B))
+    for n in range(2 * MAX_BROKERS):
+        told = KnownBroker(f"false{n}", ("10.0.0.66",), 7010, None, A)
+        assert known.is_open(told)
+        known.add(told)
+    known.add(at("10.0.0.1"))
+    assert len(known.told) == MAX_BROKERS
+    assert {"orch", "other", "proven"} <= set(known.told)

@@ -57,6 +57,19 @@ def test_usage_goes_on_after_a_restart(tmp_path: Path) -> None:
     assert (used.requests, used.input_tokens, used.output_tokens) == (2, 3, 4)
 
 
+def test_what_a_token_used_that_is_forgotten_is_forgotten_too(tmp_path: Path) -> None:
+    file, alice = TokenFile(tmp_path), token_of("alice")
+    file.add(alice)
+    watch = TokenWatch(file)
+    watch.tokens.use(alice, 0.0)
+    watch.write_usage()
+    (tmp_path / TOKENS_NAME).unlink()
+    file.add(token_of("bob"))
+    assert not TokenWatch(file).tokens.usage
+    watch.look()
+    assert not watch.tokens.usage
+
+
 def test_nothing_is_written_while_nothing_is_used(tmp_path: Path) -> None:
     TokenWatch(TokenFile(tmp_path)).write_usage()
     assert list(tmp_path.iterdir()) == []

@@ -69,6 +69,7 @@ class ClientRequests:
         client.peer, client.last_heard = peer, state.now
         client.takes_streams = message.takes_streams
         state.clients_by_routing_id[peer.routing_id] = client
+        state.note_session(message.session, peer.key)
         self._state.send(peer, state.welcome(peer, message.version, []))
 
     def leave(self, client: ClientState) -> None:

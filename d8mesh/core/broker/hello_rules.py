@@ -89,8 +89,14 @@ def _refuse_id(worker_id: str, peer: Peer, state: BrokerState) -> Refused | None
 
 
 def _refuse_session(session: str, peer: Peer, state: BrokerState) -> Refused | None:
-    """The session of a client that is there is its key's alone: task ids name it to all."""
-    client = state.clients.get(session)
-    if client is None or client.peer.key == peer.key:
+    """A session is its client's key's alone, also while that is away: task ids name it to all.
+
+    After a restart whoever comes first has it; the REST door, a key of our own, gets its own back.
+    """
+    client, own = state.clients.get(session), state.members.own
+    key = state.session_keys.get(session) if client is None else client.peer.key
+    if key == peer.key or (client is None and key is None):
+        return None
+    if peer.key in own and key not in own:
         return None
     return Refused(0, "access.forbidden", "this session belongs to another key")

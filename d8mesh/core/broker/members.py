@@ -8,6 +8,7 @@ that locks nobody out.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -246,14 +247,17 @@ class Members:
         """See that one more key can be kept; return whether there is room.
 
         Where approval is needed nobody goes: that would lock somebody out. Else those go that
-        come back by themselves: clients before workers, as these have ids.
+        come back by themselves: clients before workers, as these have ids; and of workers those at
+        the address that has the most, for who makes up keys shall not have others' ids freed.
         """
         if len(self.by_key) < MAX_MEMBERS:
             return True
         if self.needs_approval:
             return False
         admitted = [m for m in self.by_key.values() if m.standing is Membership.ADMITTED]
-        going = sorted(admitted, key=lambda member: bool(member.worker_ids))[:MEMBERS_LET_GO]
+        at = Counter(member.address for member in admitted if member.worker_ids)
+        admitted.sort(key=lambda m: (bool(m.worker_ids), -at[m.address] if m.worker_ids else 0))
+        going = admitted[:MEMBERS_LET_GO]
         for member in going:
             self._let_go(member)
         return bool(going)

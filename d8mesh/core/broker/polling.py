@@ -220,7 +220,7 @@ class Polling:
             self._state.ask_for(peer, OutcomesOf([task_id]), ThankForReport(peer, request))
             return
         task = state.task_table.tasks.get(task_id)
-        if task is None or not self._has_held(worker_id, task):
+        if task is None or self._is_mesh(worker_id) or not self._has_held(worker_id, task):
             raise ForbiddenError(f"{task_id} was not given to worker {worker_id!r}")
         is_holder = task.state is TaskState.RUNNING and task.worker_id == worker_id
         if is_success:
@@ -248,6 +248,12 @@ class Polling:
             payload = failure_payload(why, "task.report", holder)
             self._returns.attempt_failed(holder, task, task.n, payload, is_final=False)
         self._state.answer(peer, request, {}, waits=True)
+
+    def _is_mesh(self, worker_id: str) -> bool:
+        """A mesh worker shows its key and a token: whoever only says its name is not it."""
+        worker = self._state.registry.workers.get(worker_id)
+        is_at_mesh = worker is not None and worker.dialect is Dialect.MESH
+        return is_at_mesh or self._state.members.owner_of(worker_id) is not None
 
     @staticmethod
     def _has_held(worker_id: str, task: TaskRecord) -> bool:

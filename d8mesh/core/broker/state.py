@@ -31,6 +31,8 @@ from d8mesh.core.protocol.tokens import TokenSigner
 from d8mesh.core.protocol.wish import Cloud
 from d8mesh.errors import D8Error, FloodError
 
+#: Sessions of clients whose keys are remembered, those that came last.
+MAX_SESSION_KEYS: Final = 10_000
 #: Tasks that one client may listen to at the same time: bounds its part of the memory.
 MAX_LISTENED: Final = 200_000
 #: Questions of clients to the store that may be under way, and those of one client: more than
@@ -208,6 +210,8 @@ class BrokerState:
     services: ServiceTable = field(default_factory=ServiceTable)
     clients: dict[str, ClientState] = field(default_factory=dict)
     clients_by_routing_id: dict[bytes, ClientState] = field(default_factory=dict)
+    #: session -> key of its client, whether that is there or not; who came last stands last
+    session_keys: dict[str, bytes] = field(default_factory=dict)
     #: batches that somebody waits for at a door, taken in since the last sweep
     waited_for: list[Batch] = field(default_factory=list)
     #: order of a batch -> session that awaits all of it
@@ -272,6 +276,14 @@ class BrokerState:
             self.registry.place(worker, ())
             worker.places = frozenset()
         self.registry.leave(worker)
+
+    def note_session(self, session: str, key: bytes | None) -> None:
+        """A session is the client's with this key from now on."""
+        self.session_keys.pop(session, None)
+        if key is not None:
+            self.session_keys[session] = key
+            if len(self.session_keys) > MAX_SESSION_KEYS:
+                del self.session_keys[next(iter(self.session_keys))]
 
     # ------------------------------------------------------- effects of the present call
 

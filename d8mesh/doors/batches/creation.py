@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
-
 from d8mesh.doors.batches.lines import ENDPOINTS
 from d8mesh.doors.batches.uploads import LEAST_STAY_S, MOST_STAY_S
 from d8mesh.errors import InvalidTaskError
+from d8mesh.http.strict import parse_lenient_json
 
 #: Below what people wait for at a screen, and below what is submitted without a wish.
 BATCH_PRIORITY: Final = 3
@@ -43,10 +42,7 @@ def wanted_batch(body: bytes) -> WantedBatch:
     Raises:
         InvalidTaskError: a field is missing or is not what it must be; names it.
     """
-    try:
-        wished = msgspec.json.decode(body or b"null")
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidTaskError(f"the body is no JSON: {error}") from error
+    wished = parse_lenient_json(body or b"null")
     if not isinstance(wished, dict):
         raise InvalidTaskError("the body: expected an object")
     endpoint = _text(wished, "endpoint")

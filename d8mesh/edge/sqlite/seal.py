@@ -114,8 +114,17 @@ class Seal(Plain):
 
     def close_all(self, column: bytes, row: int, payloads: list[bytes]) -> list[bytes]:
         """Return the payloads of consecutive rows, from `row` on, sealed for their places."""
-        close = self.close
-        return [close(column, each, payload) for each, payload in enumerate(payloads, row)]
+        begins, encrypt, counter = self._begins, self._encrypt, self._counter
+        sealed: list[bytes] = []
+        for each, payload in enumerate(payloads, row):
+            if payload:
+                counter += 1
+                nonce = counter.to_bytes(_NONCE_BYTES, "big")
+                place = column + each.to_bytes(8, "big")
+                payload = begins + nonce[-_COUNTER_BYTES:] + encrypt(nonce, payload, place)
+            sealed.append(payload)
+        self._counter = counter
+        return sealed
 
     def open(self, column: bytes, row: bytes | int, stored: bytes) -> bytes:
         """Return what was sealed for this place.

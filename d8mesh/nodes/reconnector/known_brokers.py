@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import replace
 from typing import Final
 
@@ -64,7 +65,7 @@ class KnownBrokers:
         """Note where one is that may be contacted; return whether it was elsewhere before."""
         with self._lock:
             before = self.told.get(told.broker_id, ())
-            if not before and len(self.told) >= MAX_BROKERS:
+            if not before and len(self.told) >= MAX_BROKERS and not self._let_one_go():
                 return False
             addresses, rest = list(told.addresses), []
             for each in before:
@@ -83,6 +84,18 @@ class KnownBrokers:
             if len(self._proven) >= MAX_BROKERS:
                 self._proven.clear()
             self._proven[broker_id] = route
+
+    def _let_one_go(self) -> bool:
+        """Forget one where no session stood, the oldest of the key that has the most names.
+
+        Anybody may announce a trusted key under any name, and must not fill the table by it.
+        """
+        names = Counter(told[0].server_key for told in self.told.values())
+        loose = [each for each in self.told if each not in self._proven]
+        if not loose:
+            return False
+        del self.told[max(loose, key=lambda each: names[self.told[each][0].server_key])]
+        return True
 
     def _kept_addresses(self, told: KnownBroker, addresses: list[str]) -> tuple[str, ...]:
         """Return the addresses to try, newest first; the last good one is always among them."""

@@ -52,7 +52,7 @@ class Orchestrators:
         self.links: deque[tuple[str, DealerLink, Route]] = deque()
         #: broker id -> key of the link, where sessions stand; told by the I/O thread
         self.joined: dict[str, str] = {}
-        self._config = config
+        self._config, self._url = config, url
         self._connector = Connector(wake, keys=keys, access=web_access(config))
         self.trust = OrchestratorTrust(config, secret_of(config), is_one_named=url is not None)
         self._known = KnownBrokers(self.trust)
@@ -78,6 +78,8 @@ class Orchestrators:
 
     def _go_to(self, broker: KnownBroker) -> None:
         broker_id = broker.broker_id
+        if broker_id not in self._known.told:
+            self._known.add(broker)
         self._seek(broker_id, only=broker_id)
         reconnector = self._reconnectors.get(self.joined.get(broker_id, broker_id))
         if reconnector is not None:
@@ -138,7 +140,11 @@ class Orchestrators:
 
     def _seek(self, key: str, *, given: str | None = None, only: str = "") -> None:
         with self._lock:
-            if key in self._reconnectors or len(self._reconnectors) >= MAX_BROKERS:
+            if key in self._reconnectors:
+                return
+            if len(self._reconnectors) > MAX_BROKERS:  # with the one that was given
+                self._drop_forgotten()
+            if len(self._reconnectors) > MAX_BROKERS:
                 return
             is_useless = partial(self._is_useless, key)
             search = Search(
@@ -152,6 +158,12 @@ class Orchestrators:
             self._reconnectors[key] = Reconnector(
                 search, self._connector, links=self.links, key=key
             )
+
+    def _drop_forgotten(self) -> None:
+        """Look no longer for those that had to go for others (`KnownBrokers.add`)."""
+        kept = {*self._known.told, *self.joined.values(), self._url}
+        for key in [each for each in self._reconnectors if each not in kept]:
+            self._reconnectors.pop(key).stop()
 
     def _is_useless(self, key: str, broker_id: str, endpoint: str) -> bool:
         """Return whether another link than `key` leads to who is there."""

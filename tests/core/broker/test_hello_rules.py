@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from d8mesh.core.broker import state
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.membership import (
@@ -50,6 +51,34 @@ def test_the_session_of_a_client_is_its_keys(broker: WiredBroker) -> None:
     broker.client(key=KEY)
     refused(broker, broker.client(key=OTHER), "access.forbidden")
     assert broker.got(broker.client(key=KEY), m.Welcome)
+
+
+def test_the_session_of_a_client_stays_its_keys_while_it_is_away(
+    broker: WiredBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "MAX_SESSION_KEYS", 2)
+    broker.say(broker.client(key=KEY), m.Goodbye("bye"))
+    refused(broker, broker.client(key=OTHER), "access.forbidden")
+    broker.say(broker.client("b" * 16, key=OTHER), m.Goodbye("bye"))
+    broker.say(broker.client(key=KEY), m.Goodbye("bye"))  # came last
+    broker.say(broker.client("c" * 16, key=OTHER), m.Goodbye("bye"))
+    assert set(broker.state.session_keys) == {S, "c" * 16}
+    assert broker.got(broker.client(key=KEY), m.Welcome)
+
+
+def test_a_session_that_a_stranger_took_after_a_restart_goes_back_to_a_key_of_our_own(
+    tmp_path: Path,
+) -> None:
+    broker = WiredBroker(tmp_path, joining={"own": {KEY}})
+    broker.client(key=KEY)
+    broker.restart()
+    thief = broker.client(key=OTHER)
+    assert broker.got(thief, m.Welcome)
+    assert broker.got(broker.client(key=KEY), m.Welcome)
+    broker.say(thief, m.Watch([]))
+    assert broker.got(thief, m.Rehello)
+    assert broker.got(broker.client(key=OTHER), m.Refused)
+    broker.close()
 
 
 @pytest.mark.parametrize("proof", [b"", b"x" * 32, join_proof(SECRET, SERVER, OTHER)])

@@ -175,6 +175,14 @@ def test_where_too_many_keys_come_clients_go_before_workers_and_revoked_ones_nev
     assert key(MAX_MEMBERS) in members.by_key
 
 
+def test_whoever_makes_up_workers_has_nobody_elses_id_freed() -> None:
+    members = Members()
+    members.come(key(0), "worker", "old", "10.0.0.2", 1.0)
+    for n in range(1, MAX_MEMBERS + MEMBERS_LET_GO):
+        members.come(key(n), "worker", f"w{n}", "10.0.0.66", 2.0)
+    assert members.owner_of("old") == key(0)
+
+
 def test_where_approval_is_needed_nobody_goes_to_make_room() -> None:
     kept = [KeptMember(key=key(n).hex(), standing=Membership.ADMITTED) for n in range(MAX_MEMBERS)]
     members = Members(needs_approval=True, kept=kept, own={key(10**6)})

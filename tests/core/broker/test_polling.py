@@ -415,6 +415,34 @@ def test_the_id_of_a_mesh_worker_cannot_be_registered(broker: WiredBroker) -> No
     assert broker.got(worker, m.Beat)
 
 
+@pytest.mark.parametrize("key", [None, b"1" * 32])
+def test_nobody_reports_in_the_name_of_a_mesh_worker(
+    broker: WiredBroker, key: bytes | None
+) -> None:
+    client, worker = broker.client(), broker.worker("w", key=key)
+    (task_id,) = broker.submit(client)
+    held = broker.work(worker)
+    stranger = broker.client("f" * 16, key=b"2" * 32)
+    for ok in (True, False):
+        assert report(broker, stranger, task_id, ok=ok, worker_id="w").code == "access.forbidden"
+        assert broker.task_table.state_of(task_id) is TaskState.RUNNING
+    broker.finish(worker, held)
+    assert broker.task_table.totals.completed == 1
+
+
+def test_nobody_reports_in_the_name_of_a_mesh_worker_that_a_restart_does_not_know_yet(
+    broker: WiredBroker,
+) -> None:
+    client, worker = broker.client(), broker.worker("w", key=b"1" * 32)
+    (task_id,) = broker.submit(client)
+    assert broker.work(worker)
+    broker.pass_time(10.0)  # the members are written
+    broker.restart()
+    stranger = broker.client("f" * 16, key=b"2" * 32)
+    assert report(broker, stranger, task_id, worker_id="w").code == "access.forbidden"
+    assert broker.task_table.totals.completed == 0
+
+
 @pytest.mark.parametrize(
     ("capabilities", "types"),
     [
