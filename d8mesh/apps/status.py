@@ -21,7 +21,7 @@ from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
 from d8mesh.edge.network import reachable_host, usable_addresses
 from d8mesh.edge.terminal import as_json, say, width
 from d8mesh.edge.transport.web_client import get_json
-from d8mesh.errors import D8Error
+from d8mesh.errors import BrokerUnavailableError, D8Error
 from d8mesh.nodes.credentials import secret_of
 from d8mesh.nodes.reconnector.trust import OrchestratorTrust
 from d8mesh.program import command_name
@@ -59,11 +59,12 @@ def run(config: Config, options: argparse.Namespace) -> int:
     found = look(config, strangers.append, answer_s=answer_s)
     is_healthy = any(each.health.get("status") == "healthy" for each in found)
     if options.json:
-        told = {"mesh": config.mesh, "orchestrators": [asdict(each) for each in found]}
-        say(as_json(told))
+        told: dict[str, object] = {"mesh": config.mesh}
+        told["orchestrators"] = [asdict(each) for each in found]
+        say(as_json(told if found else told | nobody(config, strangers)))
         return 0 if is_healthy else 1
     if not found:
-        say_nobody(config)
+        say_nobody(config, is_refused=bool(strangers))
     for each in found:
         for line in lines(each, time.time(), is_all=options.all):
             say(line)
@@ -149,10 +150,13 @@ def ask(url: str, path: str, *, answer_s: float = ANSWER_S, trusted: Collection[
         trusted: fingerprints of certificates that are good there.
 
     Raises:
+        SSLCertVerificationError: the certificate is not trusted; it says what to set.
         OSError: nothing answered within `answer_s`, or an error status without JSON.
     """
     try:
         return get_json(url, path, trusted, timeout_s=answer_s, max_bytes=MAX_LIST_BYTES)
+    except ssl.SSLCertVerificationError:  # which is a ValueError too
+        raise
     except ValueError as error:
         raise OSError(f"{url}{path} did not answer with JSON") from error
 
@@ -216,8 +220,21 @@ def _heard(config: Config, on_stranger: Callable[[str], None]) -> list[Sighting]
 # --- for people -----------------------------------------------------------------------
 
 
-def say_nobody(config: Config) -> None:
-    """Say that no orchestrator answers, and what to do."""
+def nobody(config: Config, strangers: Sequence[str]) -> dict[str, str]:
+    """Return for programs that no orchestrator was found, and why, as far as that is known."""
+    error = f"no orchestrator of mesh {config.mesh!r} answers"
+    return {"error": "; ".join([error, *strangers]), "code": BrokerUnavailableError.code}
+
+
+def say_nobody(config: Config, *, is_refused: bool = False) -> None:
+    """Say that no orchestrator answers, and what to do.
+
+    Args:
+        is_refused: one is there, and it is said why it is none for this machine.
+    """
+    if is_refused:
+        say(tr("No orchestrator of mesh {mesh} is open to this machine.", mesh=config.mesh))
+        return
     say(tr("No orchestrator of mesh {mesh} answers.", mesh=config.mesh))
     program = command_name()
     say(tr("Start one with `{program} orchestrator`, or set ORCHESTRATOR_URL.", program=program))

@@ -13,6 +13,7 @@ from d8mesh.apps.status import (
     ANSWER_S,
     Orchestrator,
     look,
+    nobody,
     parted,
     requests_of,
     say_nobody,
@@ -30,9 +31,15 @@ WORKERS_NAMED: Final = 64
 
 def run(config: Config, options: argparse.Namespace) -> int:
     """Print the workers of the mesh; exit code 1 when no orchestrator answers."""
-    found = look(config, tell, answer_s=options.timeout_s or ANSWER_S)
+    strangers: list[str] = []
+    found = look(config, strangers.append, answer_s=options.timeout_s or ANSWER_S)
+    for stranger in strangers:
+        tell(stranger)
+    if not found and options.json:
+        say(as_json(nobody(config, strangers)))
+    elif not found:
+        say_nobody(config, is_refused=bool(strangers))
     if not found:
-        say_nobody(config)
         return 1
     for orchestrator in found:
         if options.json:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import socket
+import ssl
 import threading
 from typing import Any
 
 import pytest
 
 from bench.mesh import mesh
-from d8mesh.apps import status
+from d8mesh.apps import status, workers
 from d8mesh.apps.demo import free_ports
 from d8mesh.apps.status import (
     ENDED_SHOWN_S,
@@ -25,9 +27,11 @@ from d8mesh.apps.status import (
     run,
 )
 from d8mesh.config import Config
+from d8mesh.errors import BrokerUnavailableError
 from d8mesh.options import status as add_arguments
 from d8mesh.program import command_name
 from tests.apps.listed_models import overview
+from tests.http.certified import certified
 
 NOW = 1_800_000_000.0
 
@@ -67,6 +71,48 @@ def test_without_an_orchestrator_it_says_how_to_start_one(
     config = Config(mesh="nobody", interfaces=("127.0.0.1",), web_port=nowhere)
     assert run(config, options_of()) == 1
     assert f"{command_name()} orchestrator" in " ".join(capsys.readouterr().out.split())
+
+
+def test_programs_are_told_that_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    (nowhere,) = free_ports(1)
+    config = Config(mesh="nobody", interfaces=("127.0.0.1",), web_port=nowhere)
+    for command in (run, workers.run):
+        assert command(config, options_of("--json")) == 1
+        body = json.loads(capsys.readouterr().out)
+        assert body["code"] == BrokerUnavailableError.code
+        assert body["error"] == "no orchestrator of mesh 'nobody' answers"
+
+
+def test_a_certificate_that_is_not_trusted_is_told_and_not_that_nobody_answers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tls = certified()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls.certificate, tls.key)
+    (nowhere,) = free_ports(1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def shake_hands() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with contextlib.suppress(OSError), connection:
+                        context.wrap_socket(connection, server_side=True).close()
+
+        thread = threading.Thread(target=shake_hands)
+        thread.start()
+        url = f"https://127.0.0.1:{server.getsockname()[1]}"
+        config = Config(mesh="m", interfaces=("127.0.0.1",), web_port=nowhere, orchestrator_url=url)
+        assert run(config, options_of()) == 1
+        shown = " ".join(capsys.readouterr().out.split())
+        assert run(config, options_of("--json")) == 1
+        body = json.loads(capsys.readouterr().out)
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    assert tls.fingerprint[:8] in shown.replace(":", "").lower()
+    assert "D8_TLS_TRUST" in shown
+    assert "set ORCHESTRATOR_URL" not in shown
+    assert "D8_TLS_TRUST" in body["error"]
 
 
 def test_what_is_no_json_is_an_error_of_the_network() -> None:
