@@ -104,6 +104,8 @@ def _run(arguments: Sequence[str]) -> int:
         terminal.tell(tr("help:  {command}", command=error.help))
         return BAD_USAGE
     before = dict(os.environ)
+    # a file of that name is what `bench --json` takes
+    is_json = getattr(options, "json", False) is True
     try:
         _apply_settings(command, options)
         os.environ[STARTED_AS] = command_name()
@@ -122,6 +124,8 @@ def _run(arguments: Sequence[str]) -> int:
             log.addHandler(logging.NullHandler())
         return _load(command)(config, options)
     except D8Error as error:
+        if is_json:
+            terminal.say(terminal.as_json({"error": str(error), "code": error.code}))
         tell_error(error)
         return next(code for kind, code in _EXIT_OF_ERRORS if isinstance(error, kind))
     except KeyboardInterrupt as interrupt:

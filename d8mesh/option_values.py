@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Final
 
 from d8mesh.config import is_model_name
 from d8mesh.core.protocol.access_tokens import MAX_LIMIT, RateLimit, is_token_name, limit_of
+
+#: Characters of a name or fingerprint that is asked for: a message has no longer one.
+MAX_WHO_CHARS: Final = 128
 
 
 def names(text: str) -> list[str]:
@@ -22,6 +26,15 @@ def token_name(text: str) -> str:
     if not is_token_name(text):
         raise argparse.ArgumentTypeError(
             f"expected a name of 1 to 64 letters, digits and . _ @ -, not {text[:80]!r}"
+        )
+    return text
+
+
+def member_name(text: str) -> str:
+    """Return who is meant: a fingerprint, worker id, host or name."""
+    if not text.strip() or len(text) > MAX_WHO_CHARS:
+        raise argparse.ArgumentTypeError(
+            f"expected a fingerprint or a name, 1 to {MAX_WHO_CHARS} characters, not {text[:80]!r}"
         )
     return text
 

@@ -298,7 +298,8 @@ def join(parser: argparse.ArgumentParser) -> None:
         action = actions.add_parser(name, help=text, description=text)
         action.set_defaults(who=None)
         if who:
-            action.add_argument("who", metavar=who, help="as `join list` or the console shows it")
+            shown = "as `join list` or the console shows it"
+            action.add_argument("who", type=values.member_name, metavar=who, help=shown)
         if name in JOIN_ACTIONS:
             _timeout(action, "look for the orchestrator for so many seconds", f"{FIND_S:g}", FIND_S)
         _data(action)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import re
 import subprocess
@@ -250,6 +251,9 @@ def test_options_that_stand_for_a_setting_win_and_reach_children(
         (["evolution", "--mutation-rate", "1.5"], "expected a number, 0 to 1, not '1.5'"),
         (["evolution", "--mutation-rate", "nan"], "expected a number, 0 to 1"),
         (["niche", "--timeout", "soon"], "expected a number"),
+        (["join", "approve", ""], "expected a fingerprint or a name"),
+        (["join", "revoke", "  "], "expected a fingerprint or a name"),
+        (["join", "trust", ""], "expected a fingerprint or a name"),
         (["models", "pull", "../../x"], "expected a model name such as qwen3:4b, not '../../x'"),
         (["models", "pull", "http://host/x"], "expected a model name"),
         (["models", "remove", "--", "-rm"], "expected a model name"),
@@ -272,6 +276,19 @@ def test_bad_usage_is_told_with_code_2(
     captured = capsys.readouterr()
     assert told in captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("command", ["join list", "status", "workers", "tasks list"])
+def test_with_json_a_failure_is_an_object_and_the_words_are_beside_it(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    for has_json in (True, False):
+        outcomes.append(errors.BrokerUnavailableError("no orchestrator answers"))
+        assert main([*command.split(), *(["--json"] if has_json else [])]) == 1
+        said = capsys.readouterr()
+        told = {"error": "no orchestrator answers", "code": errors.BrokerUnavailableError.code}
+        assert (json.loads(said.out) if has_json else said.out) == (told if has_json else "")
+        assert said.err == "error: no orchestrator answers\n"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from d8mesh.core.protocol.access_tokens import RateLimit
         (values.model_name, "qwen3:4b", "qwen3:4b"),
         (values.token_name, "open-webui", "open-webui"),
         (values.limit, "60/min", RateLimit(60, 60)),
+        (values.member_name, "k3fq-2mzd-7xwa-pq4e", "k3fq-2mzd-7xwa-pq4e"),
     ],
 )
 def test_what_is_expected_is_read(read: Callable[[str], object], text: str, value: object) -> None:
@@ -37,6 +38,9 @@ def test_what_is_expected_is_read(read: Callable[[str], object], text: str, valu
         (values.model_name, "../x", "a model name"),
         (values.token_name, "a b", "a name of 1 to 64 letters"),
         (values.limit, "60", "60/min or 1000/h"),
+        (values.member_name, "", "a fingerprint or a name"),
+        (values.member_name, " ", "a fingerprint or a name"),
+        (values.member_name, "x" * (values.MAX_WHO_CHARS + 1), "1 to"),
     ],
 )
 def test_all_else_is_refused(read: Callable[[str], object], text: str, expected: str) -> None:

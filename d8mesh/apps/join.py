@@ -18,7 +18,7 @@ from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import LOOPBACK, endpoint
 from d8mesh.edge import address_file
 from d8mesh.edge.terminal import as_json, say, tell, width
-from d8mesh.errors import BrokerUnavailableError
+from d8mesh.errors import BrokerUnavailableError, UnknownMemberError
 from d8mesh.program import command_name
 from d8mesh.words import escaped, tr
 
@@ -58,7 +58,11 @@ def run_with(client: AsksAboutMembers, options: argparse.Namespace) -> int:
     """Do what `run` does with a client that is there."""
     if options.action == "list":
         return _list(client, options)
-    member = client.ask(f"members.{options.action}", {"who": options.who})
+    try:
+        member = client.ask(f"members.{options.action}", {"who": options.who})
+    except UnknownMemberError as error:
+        error.add_note(f"`{command_name()} join list` has all")
+        raise
     if options.json:
         say(as_json(member))
     else:

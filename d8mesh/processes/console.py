@@ -10,7 +10,7 @@ from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import endpoint, is_loopback
-from d8mesh.core.protocol.membership import fingerprint
+from d8mesh.core.protocol.membership import JoinMode, fingerprint
 from d8mesh.edge.address_file import FOLDER as ORCHESTRATOR_FOLDER
 from d8mesh.edge.network import usable_addresses
 from d8mesh.edge.terminal import say as print_line
@@ -67,6 +67,7 @@ class OrchestratorConsole:
             self._row("", tr("programs are to trust it: {file}", file=tls.certificate.absolute()))
         trust = "" if tls is None else f"D8_TLS_TRUST={tls.fingerprint} "
         self._row(tr("other machines"), *self._hints(addresses[0], urls[0], trust))
+        self._row(tr("closed"), *self._what_it_takes())
         key = public_key_in(Path(self._config.data_dir) / ORCHESTRATOR_FOLDER)
         if key is not None:
             self._row(tr("key"), fingerprint(key))
@@ -146,11 +147,34 @@ class OrchestratorConsole:
     def _programs(self, url: str) -> str:
         """Return what programs that know an Ollama or OpenAI are told."""
         places = {"url": url, "openai": f"{url}/v1"}
-        if self._config.mesh_key is None:
-            return tr("OLLAMA_HOST={url} or base_url={openai}, any API key", **places)
-        return tr(
-            "OLLAMA_HOST={url} or base_url={openai}; elsewhere the API key is D8_MESH_KEY", **places
-        )
+        create = f"{command_name()} token create NAME"
+        if self._config.mesh_key is not None:
+            return tr(
+                "OLLAMA_HOST={url} or base_url={openai}; elsewhere the API key is D8_MESH_KEY or "
+                "a token: {create}",
+                create=create,
+                **places,
+            )
+        if self._config.join == JoinMode.APPROVE.value:
+            return tr(
+                "OLLAMA_HOST={url} or base_url={openai}; elsewhere the API key is a token: "
+                "{create}",
+                create=create,
+                **places,
+            )
+        return tr("OLLAMA_HOST={url} or base_url={openai}, any API key", **places)
+
+    def _what_it_takes(self) -> Iterator[str]:
+        """Yield what another machine needs to come in; nothing if the mesh is open."""
+        if self._config.mesh_key is not None:
+            yield tr("other machines need the D8_MESH_KEY of this one")
+        if self._config.join == JoinMode.APPROVE.value:
+            program = command_name()
+            yield tr(
+                "a new machine waits until it is let in here: {approve} (who waits: {list})",
+                approve=f"{program} join approve KEY",
+                list=f"{program} join list",
+            )
 
     def _hints(self, address: str, url: str, trust: str) -> Iterator[str]:
         if is_loopback(address):

@@ -105,7 +105,7 @@ def test_a_machine_waits_is_let_in_and_shown_out_again(
         assert json.loads(forgotten.stdout)["worker_ids"] == ["guest"], forgotten.stderr
         unknown = command(running, "revoke", "nobody")
         assert unknown.returncode == 1
-        assert "join list" in unknown.stderr
+        assert f"`{command_name()} join list` has all" in unknown.stderr
         assert "Traceback" not in unknown.stderr
         elsewhere = dataclasses.replace(settings(running), data_dir=str(home))
         with pytest.raises(BrokerUnavailableError, match="D8_DATA_DIR"):

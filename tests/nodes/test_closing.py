@@ -25,6 +25,7 @@ from d8mesh.errors import (
     ForbiddenError,
     NodeClosedError,
     NotAcknowledgedError,
+    NotAdmittedError,
     QueueFullError,
     TaskError,
 )
@@ -138,6 +139,21 @@ def test_an_error_that_is_under_way_stays_and_says_what_is_missing(
     (note,) = caught.value.__notes__
     assert re.search(f"20 tasks are not acknowledged, and may be lost: {ID}", note)
     assert {*re.findall(ID, caplog.text)} == {*ids}  # the log has all, as nobody may read the note
+
+
+def test_a_reason_that_the_error_itself_gives_is_not_said_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    why = "the orchestrator has not let in this machine yet. To let it in, run this"
+    for error, times in ((NotAdmittedError(why), 0), (LookupError("the user's own"), 1)):
+        caplog.clear()
+        missing = NotAcknowledgedError(f"1 task is not acknowledged: t1. {why}", task_ids=["t1"])
+        closing.note_missing(error, missing)
+        (note,) = error.__notes__
+        assert "1 task is not acknowledged: t1" in note
+        assert note.count("has not let in") == times
+        assert caplog.text.count("has not let in") == times
+        assert "t1" in caplog.text
 
 
 def test_who_leaves_by_ctrl_c_is_not_held_up() -> None:

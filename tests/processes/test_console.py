@@ -69,8 +69,24 @@ def test_programs_of_other_machines_need_the_key_if_there_is_one(
     console, said = made(Config(mesh_key="secret-secret-secret"), tmp_path)
     console.started("orch-1", web_port=7001, broker_port=7010)
     (line,) = [line for line in said if line.startswith("  programs:  ")]
-    assert line.endswith("/v1; elsewhere the API key is D8_MESH_KEY")
+    create = f"{command_name()} token create NAME"
+    assert line.endswith(f"/v1; elsewhere the API key is D8_MESH_KEY or a token: {create}")
+    assert "  closed:          other machines need the D8_MESH_KEY of this one" in said
     assert not any("secret" in line for line in said)
+
+
+def test_where_keys_are_approved_it_says_how_and_what_programs_need(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_addresses(monkeypatch, "192.168.1.20")
+    console, said = made(Config(join="approve"), tmp_path)
+    console.started("orch-1", web_port=7001, broker_port=7010)
+    shown, program = "\n".join(said), command_name()
+    assert "any API key" not in shown, "who shows any key from elsewhere is refused"
+    assert f"/v1; elsewhere the API key is a token: {program} token create NAME" in shown
+    (line,) = [line for line in said if line.startswith("  closed:  ")]
+    assert f"{program} join approve KEY" in line
+    assert f"{program} join list" in line
 
 
 def test_a_mesh_of_another_name_is_part_of_what_to_type(

@@ -89,9 +89,7 @@ def found(members: Members, action: str, who: str) -> Member:
     """
     called = [member for member in members.all() if _is_called(member, who)]
     if not called:
-        raise UnknownMemberError(
-            f"no key of the fingerprint or name {who[:80]!r} is known here: `join list` has all"
-        )
+        raise UnknownMemberError(f"no key of the fingerprint or name {who[:80]!r} is known here")
     fit = FIT[action]
     # of who stands so already it is done once more, which changes nothing
     fitting = [member for member in called if member.standing in fit] or called

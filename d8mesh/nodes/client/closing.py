@@ -72,8 +72,11 @@ def note_missing(error: BaseException, missing: NotAcknowledgedError | None) -> 
     """Say what is missing with the error that is under way, and in the log: nobody may catch it."""
     if missing is None:
         return
-    error.add_note(f"d8mesh: {missing}")
-    ids, why = missing.task_ids, str(missing).partition(". ")[2]
+    what, _, why = str(missing).partition(". ")
+    if why and why in str(error):  # the reason is what the error itself says
+        why = ""
+    error.add_note(f"d8mesh: {what}. {why}" if why else f"d8mesh: {what}")
+    ids = missing.task_ids
     lines = [ids[n : n + IDS_OF_A_LINE] for n in range(0, len(ids), IDS_OF_A_LINE)]
     for line in lines[:MAX_LINES]:
         told = {"ids": ",".join(line), "of": len(ids), "why": why}

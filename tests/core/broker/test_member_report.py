@@ -27,7 +27,7 @@ def test_a_member_is_found_by_fingerprint_id_or_host(members: Members) -> None:
     for who in (shown, shown.upper(), shown.replace("-", ""), "pi"):
         assert found(members, "revoke", who).key == ONE
     assert found(members, "revoke", "laptop").key == TWO
-    with pytest.raises(UnknownMemberError, match="join list"):
+    with pytest.raises(UnknownMemberError, match="is known here"):
         found(members, "revoke", "nobody")
 
 
