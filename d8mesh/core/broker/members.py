@@ -205,7 +205,7 @@ class Members:
         if member.key in self.own:
             raise ForbiddenError(
                 f"{member.fingerprint} is a key of this orchestrator's own data folder, which is "
-                "always let in: delete the key file there instead"
+                "always let in: delete the key file there, and start the orchestrator anew"
             )
         if member.key not in self.by_key and not self._make_room():
             raise ForbiddenError(f"{MAX_MEMBERS} keys are admitted or revoked: no more are kept")
