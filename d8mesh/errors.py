@@ -239,7 +239,7 @@ class MeshKeyError(ForbiddenError, code="access.key"):
 
 
 class OrchestratorKeyError(ForbiddenError, code="access.orchestrator_key"):
-    """The orchestrator shows another key than the one that is known of this mesh."""
+    """Who answers shows another key or certificate than one that is trusted, or none."""
 
 
 class MemberError(D8Error, code="member.error"):

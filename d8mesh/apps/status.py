@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from d8mesh.apps.capabilities import ListedWorker, models_of, reasons_of, why_lines
 from d8mesh.apps.models import loaded_lines
@@ -19,9 +19,10 @@ from d8mesh.core.protocol.addresses import LOOPBACK, endpoint
 from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
 from d8mesh.edge.network import reachable_host, usable_addresses
+from d8mesh.edge.network.probe import told as meaning_of
 from d8mesh.edge.terminal import as_json, say, width
-from d8mesh.edge.transport.web_client import get_json
-from d8mesh.errors import BrokerUnavailableError, D8Error
+from d8mesh.edge.transport.web_client import WrongSchemeError, get_json
+from d8mesh.errors import BrokerUnavailableError, D8Error, OrchestratorKeyError
 from d8mesh.nodes.credentials import secret_of
 from d8mesh.nodes.reconnector.trust import OrchestratorTrust
 from d8mesh.program import command_name
@@ -35,6 +36,8 @@ ANSWER_S: Final = 5.0
 MAX_LIST_BYTES: Final = 4_000_000
 #: A worker that ended is listed for so long: enough to see which one it was.
 ENDED_SHOWN_S: Final = 600.0
+#: Of what somebody gives as the reason of a refusal, so much is shown.
+MAX_REFUSAL_CHARS: Final = 200
 #: Models and task types named of one worker; `workers` has all.
 NAMED: Final = 4
 
@@ -52,49 +55,49 @@ class Orchestrator:
     problem: str = ""
 
 
+class PassedOver(NamedTuple):
+    """Somebody who answers and tells nothing of this mesh: why, in words and as a code."""
+
+    why: str
+    code: str
+
+
 def run(config: Config, options: argparse.Namespace) -> int:
     """Print the state of the mesh; exit code 1 when no healthy orchestrator answers."""
-    strangers: list[str] = []
+    strangers: list[PassedOver] = []
     answer_s = options.timeout_s or ANSWER_S
     found = look(config, strangers.append, answer_s=answer_s)
     is_healthy = any(each.health.get("status") == "healthy" for each in found)
     if options.json:
-        told: dict[str, object] = {"mesh": config.mesh}
-        told["orchestrators"] = [asdict(each) for each in found]
-        say(as_json(told if found else told | nobody(config, strangers)))
+        told = {"mesh": config.mesh, "orchestrators": [asdict(each) for each in found]}
+        say(as_json(told if found else told | failure(config, strangers)))
         return 0 if is_healthy else 1
     if not found:
-        say_nobody(config, is_refused=bool(strangers))
+        say_nobody(config, is_any_there=bool(strangers))
     for each in found:
         for line in lines(each, time.time(), is_all=options.all):
             say(line)
     for stranger in strangers:
-        say(stranger)
+        say(stranger.why)
     return 0 if is_healthy else 1
 
 
 def look(
     config: Config,
-    on_stranger: Callable[[str], None] = lambda text: None,
+    on_stranger: Callable[[PassedOver], None] = lambda each: None,
     *,
     answer_s: float = ANSWER_S,
 ) -> list[Orchestrator]:
     """Return the orchestrators of the mesh that answer: by mDNS, by URL, on this machine.
 
     Args:
-        on_stranger: told in words of an orchestrator of another mesh, or one that is not trusted.
+        on_stranger: told of an orchestrator of another mesh, or one that is not trusted or closed.
     """
     found: dict[str, Orchestrator] = {}
     for url, trusted in _places(config, on_stranger):
         asking = partial(ask, url, answer_s=answer_s, trusted=trusted)
-        try:
-            health = asking("/health")
-        except ssl.SSLCertVerificationError as error:
-            on_stranger(str(error.strerror))
-            continue
-        except OSError:
-            continue
-        if not isinstance(health, dict):
+        health = _health(url, asking, config, on_stranger)
+        if health is None:
             continue
         if health.get("code") == "access.token":
             is_ours = health.get("mesh", config.mesh) == config.mesh
@@ -120,8 +123,36 @@ def look(
     return list(found.values())
 
 
+def _health(
+    url: str,
+    asking: Callable[[str], Any],
+    config: Config,
+    on_stranger: Callable[[PassedOver], None],
+) -> dict[str, Any] | None:
+    """Return what somebody there tells of itself; None: nobody does, and who asks is told why."""
+    try:
+        health = asking("/health")
+    except ssl.SSLCertVerificationError as error:
+        on_stranger(PassedOver(translated(str(error.strerror)), "tls.untrusted"))
+    except WrongSchemeError as error:
+        on_stranger(PassedOver(translated(str(error)), "tls.none"))
+    except OSError as error:
+        if url == config.orchestrator_url:
+            why = translated(meaning_of(error))
+            told = tr("{url} (ORCHESTRATOR_URL): {why}", url=url, why=why)
+            on_stranger(PassedOver(told, BrokerUnavailableError.code))
+    else:
+        if not isinstance(health, dict):
+            return None
+        if health.get("code") != "http.plain":
+            return health
+        said = escaped(translated(str(health.get("error"))[:MAX_REFUSAL_CHARS]))
+        on_stranger(PassedOver(f"{url}: {said}", "http.plain"))
+    return None
+
+
 def _through_broker(
-    url: str, config: Config, on_stranger: Callable[[str], None], answer_s: float
+    url: str, config: Config, on_stranger: Callable[[PassedOver], None], answer_s: float
 ) -> Orchestrator | None:
     """Return an orchestrator whose REST is closed: asked in an encrypted session, as members do."""
     from d8mesh.nodes.client import Client  # slow to import, and seldom needed
@@ -129,7 +160,7 @@ def _through_broker(
     try:
         with Client(url, config=config) as client:
             if not client.wait_connected(answer_s):
-                on_stranger(_closed(url, client.trouble))
+                on_stranger(_closed(url, client.trouble, "access.token"))
                 return None
             health = client.ask("health", {}, timeout=answer_s)
             is_well = health.get("reason") is None
@@ -139,7 +170,7 @@ def _through_broker(
             each.models = client.ask("models", {}, timeout=answer_s)
             return each
     except D8Error as error:
-        on_stranger(_closed(url, str(error)))
+        on_stranger(_closed(url, str(error), error.code))
         return None
 
 
@@ -155,23 +186,25 @@ def ask(url: str, path: str, *, answer_s: float = ANSWER_S, trusted: Collection[
     """
     try:
         return get_json(url, path, trusted, timeout_s=answer_s, max_bytes=MAX_LIST_BYTES)
-    except ssl.SSLCertVerificationError:  # which is a ValueError too
+    except ssl.SSLCertVerificationError:  # which is a ValueError, too
         raise
     except ValueError as error:
         raise OSError(f"{url}{path} did not answer with JSON") from error
 
 
-def _closed(url: str, why: str) -> str:
-    return tr("{url} is closed to this machine: {why}", url=url, why=translated(why))
+def _closed(url: str, why: str, code: str) -> PassedOver:
+    told_why = tr("{url} is closed to this machine: {why}", url=url, why=translated(why))
+    return PassedOver(told_why, code)
 
 
-def _of_another_mesh(url: str, health: Mapping[str, Any], mesh: str) -> str:
+def _of_another_mesh(url: str, health: Mapping[str, Any], mesh: str) -> PassedOver:
     theirs, ours = repr(str(health.get("mesh"))[:40]), repr(mesh)
-    return tr("{url} is of mesh {theirs}, not {ours} (D8_MESH)", url=url, theirs=theirs, ours=ours)
+    why = tr("{url} is of mesh {theirs}, not {ours} (D8_MESH)", url=url, theirs=theirs, ours=ours)
+    return PassedOver(why, "access.mesh")
 
 
 def _places(
-    config: Config, on_stranger: Callable[[str], None]
+    config: Config, on_stranger: Callable[[PassedOver], None]
 ) -> Iterator[tuple[str, Collection[str]]]:
     """Yield where orchestrators may be, and the fingerprints of certificates that are good there.
 
@@ -194,7 +227,7 @@ def _places(
             yield url, {*config.tls_trust, *filter(None, [tls])}
 
 
-def _heard(config: Config, on_stranger: Callable[[str], None]) -> list[Sighting]:
+def _heard(config: Config, on_stranger: Callable[[PassedOver], None]) -> list[Sighting]:
     """Return the trusted orchestrators that are heard by mDNS within a short time."""
     heard: dict[tuple[str, bytes | None], Sighting] = {}
     discovery = Discovery(
@@ -213,27 +246,35 @@ def _heard(config: Config, on_stranger: Callable[[str], None]) -> list[Sighting]
         if each.web_port is not None and trust.is_trusted(each.broker)
     ]
     for text in trust.strangers:
-        on_stranger(translated(text))
+        on_stranger(PassedOver(translated(text), OrchestratorKeyError.code))
     return found
 
 
 # --- for people -----------------------------------------------------------------------
 
 
-def nobody(config: Config, strangers: Sequence[str]) -> dict[str, str]:
-    """Return for programs that no orchestrator was found, and why, as far as that is known."""
-    error = f"no orchestrator of mesh {config.mesh!r} answers"
-    return {"error": "; ".join([error, *strangers]), "code": BrokerUnavailableError.code}
+def failure(config: Config, strangers: Sequence[PassedOver]) -> dict[str, object]:
+    """Return what the JSON says where no orchestrator of the mesh could be asked.
+
+    The code is that of the first who is there after all.
+    """
+    nobody = BrokerUnavailableError.code
+    text = tr("No orchestrator of mesh {mesh} answers.", mesh=config.mesh)
+    code = next((each.code for each in strangers if each.code != nobody), nobody)
+    return {
+        "error": "; ".join(dict.fromkeys(each.why for each in strangers)) or text,
+        "code": code,
+    }
 
 
-def say_nobody(config: Config, *, is_refused: bool = False) -> None:
+def say_nobody(config: Config, *, is_any_there: bool = False) -> None:
     """Say that no orchestrator answers, and what to do.
 
     Args:
-        is_refused: one is there, and it is said why it is none for this machine.
+        is_any_there: some do, and why they cannot be asked is said next.
     """
-    if is_refused:
-        say(tr("No orchestrator of mesh {mesh} is open to this machine.", mesh=config.mesh))
+    if is_any_there:
+        say(tr("No orchestrator of mesh {mesh} can be asked:", mesh=config.mesh))
         return
     say(tr("No orchestrator of mesh {mesh} answers.", mesh=config.mesh))
     program = command_name()

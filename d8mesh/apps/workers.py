@@ -12,8 +12,9 @@ from d8mesh.apps.models import loaded_lines
 from d8mesh.apps.status import (
     ANSWER_S,
     Orchestrator,
+    PassedOver,
+    failure,
     look,
-    nobody,
     parted,
     requests_of,
     say_nobody,
@@ -31,14 +32,14 @@ WORKERS_NAMED: Final = 64
 
 def run(config: Config, options: argparse.Namespace) -> int:
     """Print the workers of the mesh; exit code 1 when no orchestrator answers."""
-    strangers: list[str] = []
+    strangers: list[PassedOver] = []
     found = look(config, strangers.append, answer_s=options.timeout_s or ANSWER_S)
-    for stranger in strangers:
-        tell(stranger)
     if not found and options.json:
-        say(as_json(nobody(config, strangers)))
+        say(as_json(failure(config, strangers)))
     elif not found:
-        say_nobody(config, is_refused=bool(strangers))
+        say_nobody(config, is_any_there=bool(strangers))
+    for stranger in strangers:
+        tell(stranger.why)
     if not found:
         return 1
     for orchestrator in found:

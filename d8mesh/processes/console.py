@@ -13,6 +13,7 @@ from d8mesh.core.protocol.addresses import endpoint, is_loopback
 from d8mesh.core.protocol.membership import JoinMode, fingerprint
 from d8mesh.edge.address_file import FOLDER as ORCHESTRATOR_FOLDER
 from d8mesh.edge.network import usable_addresses
+from d8mesh.edge.sqlite.payload_key import PAYLOAD_KEY_FILE
 from d8mesh.edge.terminal import say as print_line
 from d8mesh.edge.transport.keys import public_key_in
 from d8mesh.http.tls import TlsFiles, shown_fingerprint
@@ -72,6 +73,14 @@ class OrchestratorConsole:
         if key is not None:
             self._row(tr("key"), fingerprint(key))
         self._row(tr("data"), str(self._folder))
+        if self._config.encrypt:
+            file = Path(self._config.data_dir).absolute() / ORCHESTRATOR_FOLDER / PAYLOAD_KEY_FILE
+            self._row(
+                tr("encryption"),
+                tr(
+                    "the key is in {file}: keep a copy elsewhere, without it all is lost", file=file
+                ),
+            )
         self._row(tr("logs"), str(self._folder / "logs"))
 
     def waiting(self, within_s: float) -> None:

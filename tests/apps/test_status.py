@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import socket
-import ssl
 import threading
 from typing import Any
 
 import pytest
 
 from bench.mesh import mesh
-from d8mesh.apps import status, workers
+from d8mesh.apps import status
 from d8mesh.apps.demo import free_ports
 from d8mesh.apps.status import (
     ENDED_SHOWN_S,
@@ -27,11 +25,11 @@ from d8mesh.apps.status import (
     run,
 )
 from d8mesh.config import Config
-from d8mesh.errors import BrokerUnavailableError
 from d8mesh.options import status as add_arguments
 from d8mesh.program import command_name
 from tests.apps.listed_models import overview
 from tests.http.certified import certified
+from tests.http.served import served
 
 NOW = 1_800_000_000.0
 
@@ -73,46 +71,53 @@ def test_without_an_orchestrator_it_says_how_to_start_one(
     assert f"{command_name()} orchestrator" in " ".join(capsys.readouterr().out.split())
 
 
-def test_programs_are_told_that_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("scheme", ["https", "http"])
+def test_who_answers_and_cannot_be_asked_is_told_with_why(
+    scheme: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (nowhere,) = free_ports(1)
-    config = Config(mesh="nobody", interfaces=("127.0.0.1",), web_port=nowhere)
-    for command in (run, workers.run):
-        assert command(config, options_of("--json")) == 1
-        body = json.loads(capsys.readouterr().out)
-        assert body["code"] == BrokerUnavailableError.code
-        assert body["error"] == "no orchestrator of mesh 'nobody' answers"
+    with served(tls=certified()) as here:
+        url = f"{scheme}://127.0.0.1:{here.port}"
+        config = Config(
+            mesh="tls", interfaces=("127.0.0.1",), web_port=nowhere, orchestrator_url=url
+        )
+        assert run(config, options_of()) == 1
+        shown = capsys.readouterr().out
+        assert run(config, options_of("--json")) == 1
+        told = json.loads(capsys.readouterr().out)
+    assert "orchestrator`" not in shown, "one runs: who starts another is sent the wrong way"
+    assert "ORCHESTRATOR_URL" not in shown, "it is set"
+    wanted = {
+        "https": (f"set D8_TLS_TRUST={certified().fingerprint}", "tls.untrusted"),
+        "http": (f"ask https://127.0.0.1:{here.port}", "http.plain"),
+    }[scheme]
+    assert wanted[0] in shown
+    assert wanted[0] in told["error"]
+    assert (told["orchestrators"], told["code"]) == ([], wanted[1])
 
 
-def test_a_certificate_that_is_not_trusted_is_told_and_not_that_nobody_answers(
+def test_what_speaks_no_https_and_what_does_not_answer_are_told_apart(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tls = certified()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tls.certificate, tls.key)
     (nowhere,) = free_ports(1)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def shake_hands() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    with contextlib.suppress(OSError), connection:
-                        context.wrap_socket(connection, server_side=True).close()
-
-        thread = threading.Thread(target=shake_hands)
-        thread.start()
-        url = f"https://127.0.0.1:{server.getsockname()[1]}"
-        config = Config(mesh="m", interfaces=("127.0.0.1",), web_port=nowhere, orchestrator_url=url)
-        assert run(config, options_of()) == 1
-        shown = " ".join(capsys.readouterr().out.split())
-        assert run(config, options_of("--json")) == 1
-        body = json.loads(capsys.readouterr().out)
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join()
-    assert tls.fingerprint[:8] in shown.replace(":", "").lower()
-    assert "D8_TLS_TRUST" in shown
-    assert "set ORCHESTRATOR_URL" not in shown
-    assert "D8_TLS_TRUST" in body["error"]
+    quiet = Config(mesh="tls", interfaces=("127.0.0.1",), web_port=nowhere)
+    with served() as plain:
+        url = f"https://127.0.0.1:{plain.port}"
+        assert run(dataclasses.replace(quiet, orchestrator_url=url), options_of("--json")) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (f"is it http://127.0.0.1:{plain.port}" in told["error"], told["code"]) == (
+        True,
+        "tls.none",
+    )
+    url = f"http://127.0.0.1:{nowhere}"
+    assert run(dataclasses.replace(quiet, orchestrator_url=url), options_of("--json")) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["error"].startswith(f"{url} (ORCHESTRATOR_URL): ")
+    assert told["code"] == "broker.unavailable"
+    assert run(quiet, options_of("--json")) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["error"] == "No orchestrator of mesh tls answers."
+    assert told["code"] == "broker.unavailable"
 
 
 def test_what_is_no_json_is_an_error_of_the_network() -> None:

@@ -137,6 +137,35 @@ def test_where_a_person_sends_us_only_this_machine_tells_which_certificate_is_go
         assert "is no orchestrator" in search.trouble(None), "it is asked, and answers otherwise"
 
 
+def test_who_is_not_to_be_talked_to_at_a_url_is_passed_over_until_it_is(tmp_path: Path) -> None:
+    with served(tls=certified()) as here, served() as plain:
+        for url, why in (
+            (f"https://127.0.0.1:{here.port}", f"D8_TLS_TRUST={certified().fingerprint}"),
+            (f"http://127.0.0.1:{here.port}", f"ask https://127.0.0.1:{here.port}"),
+            (f"https://127.0.0.1:{plain.port}", f"is it http://127.0.0.1:{plain.port}"),
+        ):
+            search = Search(config_in(tmp_path), given=url)
+            assert search.find() is None
+            (told,) = search.trust.strangers
+            assert why in told
+        nobody = Search(config_in(tmp_path), given=f"http://127.0.0.1:{free_port()}")
+        assert nobody.find() is None
+        assert nobody.trust.strangers == [], "nobody is there who could be passed over"
+
+
+def test_a_url_that_turned_us_away_and_leads_on_now_is_no_stranger_any_more(
+    health: tuple[str, int], listener: socket.socket, tmp_path: Path
+) -> None:
+    search = Search(config_in(tmp_path), given=health[0])
+    HealthPage.body = json.dumps({"code": "http.plain", "error": "ask https://x"}).encode()
+    assert search.find() is None
+    assert search.trust.strangers == [f"{health[0]}: ask https://x"]
+    told = {"broker_port": port_of(listener), "broker_id": "b", "server_key": SERVER.public.hex()}
+    HealthPage.body = json.dumps(told).encode()
+    assert search.find() is not None
+    assert search.trust.strangers == []
+
+
 def test_a_url_leads_to_the_broker_beside_it_or_through_itself(
     tmp_path: Path, listener: socket.socket, health: tuple[str, int]
 ) -> None:

@@ -75,6 +75,18 @@ def test_programs_of_other_machines_need_the_key_if_there_is_one(
     assert not any("secret" in line for line in said)
 
 
+@pytest.mark.parametrize("is_on", [True, False])
+def test_where_data_is_encrypted_it_says_where_the_key_is_and_to_keep_a_copy(
+    is_on: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_addresses(monkeypatch, "192.168.1.20")
+    console, said = made(Config(encrypt=is_on, data_dir=str(tmp_path)), tmp_path)
+    console.started("orch-1", web_port=7001, broker_port=7010)
+    lines = [line for line in said if "keep a copy" in line]
+    file = tmp_path / "orchestrator" / "payload.key"
+    assert [str(file) in line for line in lines] == [True] * is_on
+
+
 def test_where_keys_are_approved_it_says_how_and_what_programs_need(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

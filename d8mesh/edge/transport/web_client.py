@@ -22,6 +22,10 @@ from urllib.parse import urlsplit
 _NO_FIELDS: Final[Mapping[str, str]] = {}
 
 
+class WrongSchemeError(ConnectionError):
+    """What answers speaks HTTP where HTTPS is asked for, or the reverse."""
+
+
 @dataclass(frozen=True, slots=True)
 class WebAccess:
     """With what this machine comes to an orchestrator's REST port.
@@ -117,7 +121,7 @@ def _shaken(context: ssl.SSLContext, plain: socket.socket, host: str, url: str) 
         plain.close()
         if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
             plainly = f"http{url.removeprefix('https')}"
-            raise ConnectionError(f"{url} speaks no HTTPS: is it {plainly}?") from error
+            raise WrongSchemeError(f"{url} speaks no HTTPS: is it {plainly}?") from error
         raise
     except BaseException:
         plain.close()

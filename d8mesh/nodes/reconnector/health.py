@@ -8,7 +8,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from d8mesh.core.protocol.route import KnownBroker
-from d8mesh.edge.transport.web_client import get_json
+from d8mesh.edge.transport.web_client import WrongSchemeError, get_json
 from d8mesh.errors import BrokerUnavailableError
 from d8mesh.setting_forms import NAME_PATTERN
 
@@ -40,7 +40,8 @@ def broker_at(url: str, *, trusted: Collection[str] = ()) -> KnownBroker:
                 f"the orchestrator at {url} is closed, and does not tell yet where its broker is"
             )
         if body.get("code") == "http.plain":
-            raise BrokerUnavailableError(f"{url}: {body.get('error')!s:.200}")
+            told = f"{url}: {body.get('error')!s:.200}"
+            raise BrokerUnavailableError(told) from WrongSchemeError(told)
         raise BrokerUnavailableError(f"what answers at {url} is no orchestrator")
     broker_id = str(body.get("broker_id", ""))
     parts = urlsplit(url)

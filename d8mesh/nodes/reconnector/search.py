@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,6 +19,7 @@ from d8mesh.edge.logs import event
 from d8mesh.edge.network import first_reachable, reachable_host, usable_addresses
 from d8mesh.edge.network.probe import told, why_unreachable
 from d8mesh.edge.transport.connector import KEYLESS
+from d8mesh.edge.transport.web_client import WrongSchemeError
 from d8mesh.errors import BrokerUnavailableError, ConfigError
 from d8mesh.nodes.credentials import secret_of
 from d8mesh.nodes.reconnector.health import broker_at
@@ -157,8 +159,11 @@ class Search:
             found = broker_at(url, trusted=trusted)
         except BrokerUnavailableError as error:
             self._refused = told(error.__cause__) or str(error)
+            if isinstance(error.__cause__, (ssl.SSLCertVerificationError, WrongSchemeError)):
+                self.trust.turned_away(url, self._refused)
             event(_log, logging.DEBUG, "url.failed", error=str(error))
             return None
+        self.trust.let_through(url)
         self.trust.prefer(found.server_key)
         if not self.trust.may_contact(found):
             self._refused = self.trust.why_not(found)

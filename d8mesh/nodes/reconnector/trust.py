@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -97,6 +98,14 @@ class OrchestratorTrust:
             self._note(broker, trust)
         return trust.is_open
 
+    def turned_away(self, url: str, why: str) -> None:
+        """Somebody answers at the URL that a person has named, and is not to be talked to."""
+        self._keep(url.encode(), lambda: why)
+
+    def let_through(self, url: str) -> None:
+        """Whoever answers at the URL can be talked to."""
+        self._strangers.pop(url.encode(), None)
+
     def unreachable(self, key: bytes | None) -> None:
         """Nobody answers there: another one may be tried at once."""
         if key is not None:
@@ -169,7 +178,11 @@ class OrchestratorTrust:
         return self._pinned + self._unkept + self._given
 
     def _note(self, broker: KnownBroker, trust: Trust) -> None:
-        key, now = broker.server_key or broker.broker_id.encode(), time.monotonic()
+        key = broker.server_key or broker.broker_id.encode()
+        self._keep(key, lambda: self._sentence(broker, trust))
+
+    def _keep(self, key: bytes, sentence: Callable[[], str]) -> None:
+        now = time.monotonic()
         with self._lock:
             strangers = self._strangers
             known = strangers.pop(key, None)
@@ -178,7 +191,7 @@ class OrchestratorTrust:
                 if strangers[oldest].heard > now - STRANGE_S:
                     return
                 del strangers[oldest]
-            text = self._sentence(broker, trust) if known is None else known.text
+            text = sentence() if known is None else known.text
             strangers[key] = _Stranger(text, now)  # the one heard last stands last
         if known is None:
             event(_log, logging.WARNING, "orchestrator.strange", why=text)
