@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from d8mesh import words
 from d8mesh.cli import main
 from d8mesh.core.protocol.access_tokens import TokenScope, TokenUsage, digest_of
 from d8mesh.edge.token_file import TokenFile
@@ -40,6 +41,19 @@ def test_the_secret_is_printed_once_and_alone(
     assert token.digest == digest_of(secret)
     assert token.scopes == (TokenScope.CHAT, TokenScope.SUBMIT)
     assert secret not in "".join(said(capsys, "list") + said(capsys, "list", "--json"))
+
+
+def test_it_speaks_the_language_of_the_settings(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("D8_LANG", "es")
+    try:
+        assert "No hay tokens de acceso" in said(capsys, "list")[0]
+        assert "Este es el token alice, para chat" in said(capsys, "create", "alice")[1]
+        assert "en uso" in said(capsys, "list")[0]
+        assert "queda revocado" in said(capsys, "revoke", "alice")[0]
+    finally:
+        words.use(words.ENGLISH)
 
 
 def test_a_token_is_for_chats_if_nothing_else_is_said(
