@@ -12,6 +12,8 @@ from d8mesh.apps.models import loaded_lines
 from d8mesh.apps.status import (
     ANSWER_S,
     Orchestrator,
+    PassedOver,
+    failure,
     look,
     parted,
     requests_of,
@@ -30,9 +32,15 @@ WORKERS_NAMED: Final = 64
 
 def run(config: Config, options: argparse.Namespace) -> int:
     """Print the workers of the mesh; exit code 1 when no orchestrator answers."""
-    found = look(config, tell, answer_s=options.timeout_s or ANSWER_S)
+    strangers: list[PassedOver] = []
+    found = look(config, strangers.append, answer_s=options.timeout_s or ANSWER_S)
+    if not found and options.json:
+        say(as_json(failure(config, strangers)))
+    elif not found:
+        say_nobody(config, is_any_there=bool(strangers))
+    for stranger in strangers:
+        tell(stranger.why)
     if not found:
-        say_nobody(config)
         return 1
     for orchestrator in found:
         if options.json:
