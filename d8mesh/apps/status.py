@@ -181,6 +181,7 @@ def ask(url: str, path: str, *, answer_s: float = ANSWER_S, trusted: Collection[
         trusted: fingerprints of certificates that are good there.
 
     Raises:
+        SSLCertVerificationError: the certificate is not trusted; it says what to set.
         OSError: nothing answered within `answer_s`, or an error status without JSON.
     """
     try:

@@ -24,6 +24,7 @@ from d8mesh.core.protocol.membership import fingerprint
 from d8mesh.core.protocol.pinning import MAX_PINS, Pin, with_pin, without_pin
 from d8mesh.errors import ConfigError
 from d8mesh.private import FILE_MODE, make_folder, sync_names
+from d8mesh.program import command_name
 from d8mesh.setting_forms import NAME_PATTERN
 
 PINS_NAME: Final = "pins.json"
@@ -121,8 +122,8 @@ def _read(path: Path) -> _Table:
     if sys.platform != "win32" and mode & _OTHERS_WRITE:  # Windows: the user's folder keeps others
         raise ConfigError(  # out
             f"{path}: others on this machine can write it (mode {stat.S_IMODE(mode):04o}, expected "
-            f"0600). See with `join pins` whether all of these keys are yours, and run: chmod 600 "
-            f"{path}"
+            f"0600). Run chmod 600 {path}, then see with `{command_name()} join pins` whether all "
+            "of these keys are yours"
         )
     try:
         if len(content) > MAX_PINS_BYTES:

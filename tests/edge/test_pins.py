@@ -57,7 +57,7 @@ def test_it_is_the_users_alone(tmp_path: Path) -> None:
     file.path.chmod(0o664)
     with pytest.raises(ConfigError, match="others on this machine can write it"):
         file.of("m")
-    with pytest.raises(ConfigError, match="chmod 600"):
+    with pytest.raises(ConfigError, match=r"Run chmod 600 .*, then see with .* join pins"):
         PinFile(tmp_path).of("m")
 
 

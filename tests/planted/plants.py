@@ -305,7 +305,7 @@ PLANTS: Final = (
     Plant(
         "forget at a restart what was given back",
         "d8mesh.edge.sqlite.restore:_hands",
-        "history.give_back(name, why, returned)",
+        "history.give_back(name, told, returned)",
         "pass",
         RETURNS + "a_restart_forgets_neither_the_count_nor_the_pause",
     ),
@@ -724,8 +724,8 @@ PLANTS: Final = (
     Plant(
         "mix up what tasks are to do on disk",
         "d8mesh.edge.sqlite.journal:Journal._submitted",
-        "encode(fact.payloads)",
-        "encode(fact.payloads[::-1])",
+        "close_all(DATA_COLUMN, first, fact.payloads)",
+        "close_all(DATA_COLUMN, first, fact.payloads[::-1])",
         POWER_CUT,
     ),
     Plant(

@@ -24,7 +24,7 @@ if reason := available():
 
 pytestmark = pytest.mark.namespace
 
-KEY: Final = "0123456789abcdefghij"
+KEY: Final = "the-key-of-this-mesh-4711"
 ANOTHER: Final = "another-mesh-key-0123"
 
 

@@ -28,7 +28,7 @@ if reason := available():
 
 pytestmark = pytest.mark.namespace
 
-KEY: Final = "0123456789abcdefghij"
+KEY: Final = "the-key-of-this-mesh-4711"
 #: Of these a worker looks for its orchestrator, once a second at least.
 ALONE_S: Final = 6.0
 #: What only who has opened the handshake says.

@@ -371,7 +371,9 @@ def _duplicate(descriptor: int) -> tuple[socket.socket | None, str]:
     with contextlib.suppress(OSError):  # it has ended
         if sys.platform != "win32" and not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             return None, ""
-        handle = socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM)
+        copy = socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM)
+        # Made anew, it knows its family: at a port of all addresses everybody comes by IPv6.
+        handle = socket.socket(fileno=copy.detach())
         try:
             return handle, str(handle.getpeername()[0]).removeprefix("::ffff:")
         except OSError:

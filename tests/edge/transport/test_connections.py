@@ -345,3 +345,15 @@ def test_the_event_that_ends_the_process_is_not_asked_for() -> None:
     """See `connections._TOLD_EVENTS`; a link asks for events of its own."""
     for events in (connections._TOLD_EVENTS, sockets._HANDSHAKE_FAILED):
         assert not events & zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no port for both here")
+def test_at_a_port_of_all_addresses_it_is_known_whose_a_connection_is() -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        port = server.getsockname()[1]
+        for address in ("127.0.0.1", "::1"):
+            with socket.create_connection((address, port)), server.accept()[0] as accepted:
+                handle, seen = connections._duplicate(accepted.fileno())
+                assert handle is not None
+                handle.close()
+                assert seen == address
