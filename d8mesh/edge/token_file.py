@@ -103,6 +103,14 @@ class TokenFile:
         """
         _write(self._usage, usage)
 
+    def set_usage_aside(self) -> Path:
+        """Have the usage begin anew; return where what was there is now.
+
+        Raises:
+            OSError: it stays where it is.
+        """
+        return self._usage.replace(self._usage.with_name(f"{USAGE_NAME}.damaged"))
+
     def signature(self) -> tuple[int, int, int] | None:
         """Return what changes whenever the tokens do; None: there is no file."""
         with contextlib.suppress(OSError):

@@ -51,13 +51,14 @@ class Access:
 
         Args:
             scopes: any of these is enough.
-            asks_always: to be let in for where one comes from is not; near is.
+            asks_always: to be let in for where one comes from is not, this machine included: any
+                user and container of it is there.
         """
-        if asks_always and not (self.is_near or self.is_shown):
+        if asks_always and not self.is_shown:
             raise Refusal(
                 "access.token",
-                "this takes the mesh key or an access token, also in an open mesh: send it as "
-                "Authorization: Bearer, or ask on the orchestrator's own machine",
+                "this takes the mesh key or an access token, also in an open mesh and on this "
+                "machine: send it as Authorization: Bearer, or use the command `join` there",
                 headers=CHALLENGE,
             )
         if TokenScope.ADMIN not in self.scopes and self.scopes.isdisjoint(scopes):

@@ -200,6 +200,8 @@ class Application:
         request.remote_addr = told.peer
         request.scheme = told.scheme or request.scheme
         if told.host:
+            # a proxy tells what it was told: the name that it asked by counts as well
+            self._guard.check_host(request.http_version, request.fields)
             request.fields = {**request.fields, "host": told.host}
 
     async def _access(self, request: Request, peer: str, found: _Matched | Refusal) -> Access:

@@ -93,10 +93,8 @@ class Guard:
         """
         if not self.admits(peer):
             raise Refusal("http.peer", "only private networks may ask here", headers=CLOSES)
-        header = fields.get("host", "")
-        if http_version != "1.0" or "host" in fields:
-            self._check_host(header)
-        _check_page(fields, header, origins)
+        self.check_host(http_version, fields)
+        _check_page(fields, fields.get("host", ""), origins)
 
     @staticmethod
     def check_program(fields: Mapping[str, str]) -> None:
@@ -154,8 +152,11 @@ class Guard:
         """Return whether a peer of this address may ask at all."""
         return self._allows_public or is_admissible(peer)
 
-    def _check_host(self, header: str) -> None:
-        host = host_of(header)
+    def check_host(self, http_version: str, fields: Mapping[str, str]) -> None:
+        """Refuse a request that asks for another machine."""
+        if http_version == "1.0" and "host" not in fields:
+            return
+        host = host_of(fields.get("host", ""))
         if host is None:
             raise Refusal("http.bad_request", "the Host header is missing or malformed")
         if host not in self._own_hosts:

@@ -83,7 +83,7 @@ class HttpRoute:
         else it runs to its end.
     is_for_programs: a GET that changes something: not for browsers.
     scopes: whoever may one of these may call it; None: as the door says.
-    asks_always: a key or a token is needed off this machine in an open mesh, too.
+    asks_always: a key or a token is needed in an open mesh and on this machine, too.
     known_to_all: what whoever is refused for want of a key is told all the same.
     described: what it takes and answers ; None: nobody says.
     """

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Final
 
+from d8mesh.core.protocol.access_tokens import TokenUsage
 from d8mesh.edge.logs import event
 from d8mesh.edge.token_file import TokenFile
 from d8mesh.errors import ConfigError
@@ -22,7 +24,7 @@ class TokenWatch:
     """Keeps `tokens` as the file has them.
 
     Raises:
-        ConfigError: the files cannot be read.
+        ConfigError: the tokens cannot be read.
 
     Thread: the loop's; a look is one `stat`, a change is a small file.
     """
@@ -30,7 +32,7 @@ class TokenWatch:
     def __init__(self, file: TokenFile) -> None:
         self._file = file
         self._signature = file.signature()
-        tokens, usage = file.tokens(), file.usage()
+        tokens, usage = file.tokens(), _usage_in(file)
         self.tokens = KnownTokens(tokens)
         self.tokens.usage = {each.id: usage[each.id] for each in tokens if each.id in usage}
         self._trouble = ""
@@ -74,3 +76,15 @@ class TokenWatch:
         if text != self._trouble:
             self._trouble = text
             event(_log, logging.WARNING, "tokens.trouble", why=text)
+
+
+def _usage_in(file: TokenFile) -> dict[str, TokenUsage]:
+    """Return what was used; where that cannot be read it begins anew, for it guards nothing."""
+    try:
+        return file.usage()
+    except ConfigError as error:
+        aside = ""
+        with contextlib.suppress(OSError):
+            aside = str(file.set_usage_aside())
+        event(_log, logging.WARNING, "token_usage.damaged", why=str(error), aside=aside)
+        return {}

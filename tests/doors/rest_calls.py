@@ -7,19 +7,24 @@ import queue
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from d8mesh.core.protocol.access_tokens import TokenScope
 from d8mesh.doors.rest.api import rest_door
 from d8mesh.doors.rest.members import join_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
 from d8mesh.doors.waiting import MAX_WAITS, Places
+from d8mesh.http.access import KnownTokens
 from d8mesh.http.application import Application
 from d8mesh.http.asgi import AsgiMessage
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.nodes.client.aio.node import AsyncNode
 from tests.http.calls import Answer, LoopThread, call, scope_of
+from tests.http.tokens import token_of
 from tests.nodes.mesh import PATIENCE_S, Mesh
 
+#: What opens all that asks always.
+BOSS: Final = {"Authorization": "Bearer boss"}
 #: Longer than any wait of a call.
 CALL_S = 90.0
 
@@ -43,12 +48,13 @@ class Rest:
         endpoint = self.mesh.endpoint(self.port)
         self.client = AsyncNode(self.mesh.config(), endpoint=endpoint, url=None)
         self.exchange = Exchange(endpoint)
+        tokens = KnownTokens([token_of("boss", TokenScope.ADMIN)])
         doors = [
             rest_door(self.client, self.waits, self.rejections),
             join_door(self.client, self.waits),
             tunnel_door(self.exchange),
         ]
-        self.application = Application(doors, Guard(), self.rejections)
+        self.application = Application(doors, Guard(tokens=tokens), self.rejections)
 
     async def _end(self) -> None:
         await self.exchange.close()

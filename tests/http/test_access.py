@@ -38,7 +38,8 @@ def test_the_refusal_names_the_token_and_what_is_needed() -> None:
 def test_what_always_asks_is_not_for_anybody_of_an_open_mesh() -> None:
     assert code_of(ANYBODY, ADMIN_ONLY) == ""
     assert code_of(ANYBODY, ADMIN_ONLY, asks_always=True) == "access.token"
-    assert code_of(NEAR, ADMIN_ONLY, asks_always=True) == ""
+    assert code_of(NEAR, ADMIN_ONLY) == ""
+    assert code_of(NEAR, ADMIN_ONLY, asks_always=True) == "access.token", "any user is near"
     assert code_of(Access(is_shown=True), ADMIN_ONLY, asks_always=True) == ""
     assert code_of(Access(CHAT, is_shown=True), ADMIN_ONLY, asks_always=True) == "access.scope"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from d8mesh.edge.token_file import TOKENS_NAME, TokenFile
+from d8mesh.edge.token_file import TOKENS_NAME, USAGE_NAME, TokenFile
 from d8mesh.errors import ConfigError
 from d8mesh.processes import token_watch
 from d8mesh.processes.token_watch import TokenWatch
@@ -55,6 +55,22 @@ def test_usage_goes_on_after_a_restart(tmp_path: Path) -> None:
     again.write_usage()
     used = file.usage()[alice.id]
     assert (used.requests, used.input_tokens, used.output_tokens) == (2, 3, 4)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_damaged_usage_stops_nothing_and_is_set_aside(tmp_path: Path, is_kept: bool) -> None:
+    file, alice = TokenFile(tmp_path), token_of("alice")
+    file.add(alice)
+    (tmp_path / USAGE_NAME).write_text("{")
+    aside = tmp_path / f"{USAGE_NAME}.damaged"
+    if is_kept:
+        aside.mkdir()  # so it cannot be set aside
+    watch = TokenWatch(file)
+    assert not watch.tokens.usage
+    assert aside.is_file() is not is_kept
+    watch.tokens.use(alice, 0.0)
+    watch.write_usage()
+    assert file.usage()[alice.id].requests == 1
 
 
 def test_what_a_token_used_that_is_forgotten_is_forgotten_too(tmp_path: Path) -> None:

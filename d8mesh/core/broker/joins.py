@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from d8mesh.core.broker import member_report
@@ -42,6 +43,7 @@ class Joins:
         self._told: dict[tuple[bytes | str, str], None] = {}
         self._notices: list[float] = []
         self._shown = state.members.view
+        state.members.connected = partial(member_report.connected, state)
 
     # ------------------------------------------------------------------------ HELLO
 

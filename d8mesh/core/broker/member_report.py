@@ -27,12 +27,12 @@ Body = dict[str, object]
 
 def listing(state: BrokerState) -> Body:
     """Return the body of the ``members`` question: those that wait first, the newest last."""
-    members, connected = state.members, _connected(state)
+    members, there = state.members, connected(state)
     return {
         "mode": modes_of(state),
         "orchestrator": fingerprint(state.policy.server_key),
         "waiting": len(members.waiting),
-        "members": [_shown(state, member, connected) for member in members.all()],
+        "members": [_shown(state, member, there) for member in members.all()],
     }
 
 
@@ -46,16 +46,16 @@ def modes_of(state: BrokerState) -> list[str]:
 
 def shown(state: BrokerState, member: Member) -> Body:
     """Return how one member is listed."""
-    return _shown(state, member, _connected(state))
+    return _shown(state, member, connected(state))
 
 
-def _connected(state: BrokerState) -> set[bytes | None]:
+def connected(state: BrokerState) -> set[bytes | None]:
     """Return the keys that have a session."""
     workers = {worker.peer.key for worker in state.registry.workers.values() if worker.is_live}
     return workers | {client.peer.key for client in state.clients.values()}
 
 
-def _shown(state: BrokerState, member: Member, connected: set[bytes | None]) -> Body:
+def _shown(state: BrokerState, member: Member, there: set[bytes | None]) -> Body:
     members, key = state.members, member.key
     banned_until = members.strikes.banned.get(key)
     return {
@@ -69,7 +69,7 @@ def _shown(state: BrokerState, member: Member, connected: set[bytes | None]) -> 
         "since": member.since_at or None,
         "last_seen": member.seen_at or None,
         "is_own": key in members.own,
-        "is_connected": key in connected,
+        "is_connected": key in there,
         "banned_s": None if banned_until is None else max(0.0, banned_until - state.now),
     }
 
@@ -81,13 +81,23 @@ def standing_of(members: Members, member: Member) -> str:
 
 
 def found(members: Members, action: str, who: str) -> Member:
-    """Return the one member that `who` means: a fingerprint, else a worker id, host or name.
+    """Return the one member that `who` means: a fingerprint, else a worker id or host.
+
+    The name of a key that waits is whatever anybody announces: it names nobody.
 
     Raises:
         UnknownMemberError: there is none.
-        AmbiguousMemberError: there are several.
+        AmbiguousMemberError: there are several, or it is the name of a key that waits.
     """
     called = [member for member in members.all() if _is_called(member, who)]
+    announced = [] if _bare(who) else [each for each in called if each.key in members.waiting]
+    if announced and (action == "approve" or len(announced) == len(called)):
+        raise AmbiguousMemberError(
+            f"{who[:80]!r} is only what a key that waits calls itself, and anybody may announce "
+            "anything: compare with what that machine's own screen shows, and give the "
+            f"fingerprint instead ({_named(announced)})"
+        )
+    called = [each for each in called if each not in announced]
     if not called:
         raise UnknownMemberError(f"no key of the fingerprint or name {who[:80]!r} is known here")
     fit = FIT[action]
@@ -102,10 +112,15 @@ def found(members: Members, action: str, who: str) -> Member:
 
 
 def _is_called(member: Member, who: str) -> bool:
-    bare = who.lower().replace("-", "")
-    if _BARE_FINGERPRINT.fullmatch(bare):  # nobody may call itself what another key is shown as
+    if bare := _bare(who):  # nobody may call itself what another key is shown as
         return member.fingerprint.replace("-", "") == bare
     return who == member.name or who in member.worker_ids
+
+
+def _bare(who: str) -> str:
+    """Return a fingerprint without its dashes; "": it is none."""
+    bare = who.lower().replace("-", "")
+    return bare if _BARE_FINGERPRINT.fullmatch(bare) else ""
 
 
 def _named(members: Sequence[Member]) -> str:

@@ -9,7 +9,7 @@ that locks nobody out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,6 +28,8 @@ from d8mesh.errors import ForbiddenError
 
 #: Keys that are kept: far more than a LAN has machines, about 2 MB of a file.
 MAX_MEMBERS: Final = 10_000
+#: Keys that somebody has revoked are kept beyond that: who fills the table must not hinder it.
+MAX_REVOKED_BEYOND: Final = 1000
 #: So many go at once when that is reached: looking for them takes a walk through all.
 MEMBERS_LET_GO: Final = 500
 #: Keys that wait for approval; of more the one that knocked longest ago goes. It knocks again.
@@ -49,6 +51,8 @@ class Member:
     address: str = ""
     #: that are this key's alone, the oldest first
     worker_ids: list[str] = field(default_factory=list)
+    #: that a revoked key had until it was forgotten: its attempts under them stay refused
+    freed_ids: tuple[str, ...] = ()
     since_at: float = 0.0
     seen_at: float = 0.0
     #: how people see the key
@@ -87,6 +91,8 @@ class Members:
         self._revoked_tags: set[bytes] = set()
         self._announced: dict[bytes, str] = {}
         self.strikes = Strikes()
+        #: returns the keys that have a session; they are never let go to make room
+        self.connected: Callable[[], Collection[bytes | None]] = set
         #: there is something that the file lacks
         self.is_unkept = False
         for row in kept:
@@ -105,6 +111,7 @@ class Members:
                 name=member.name,
                 address=member.address,
                 worker_ids=tuple(member.worker_ids),
+                freed_ids=member.freed_ids,
                 since_at=member.since_at,
                 seen_at=member.seen_at,
             )
@@ -135,7 +142,10 @@ class Members:
             banned=frozenset(self.strikes.banned),
         )
         self._revoked_tags = {
-            worker_tag(each) for key in self.view.revoked for each in self.by_key[key].worker_ids
+            worker_tag(each)
+            for member in map(self.by_key.__getitem__, self.view.revoked)
+            for each in (*member.worker_ids, *member.freed_ids)
+            if self._owners.get(each, member.key) == member.key  # else it is another's by now
         }
 
     # ------------------------------------------------------------------ what happens
@@ -198,6 +208,7 @@ class Members:
                 )
             member.since_at = at
         self.strikes.pardon(member.key)
+        member.freed_ids = ()
         self._stand(member, Membership.ADMITTED)
 
     def revoke(self, member: Member) -> None:
@@ -207,8 +218,9 @@ class Members:
                 f"{member.fingerprint} is a key of this orchestrator's own data folder, which is "
                 "always let in: delete the key file there, and start the orchestrator anew"
             )
-        if member.key not in self.by_key and not self._make_room():
-            raise ForbiddenError(f"{MAX_MEMBERS} keys are admitted or revoked: no more are kept")
+        most = MAX_MEMBERS + MAX_REVOKED_BEYOND
+        if member.key not in self.by_key and len(self.by_key) >= most:
+            raise ForbiddenError(f"{most} keys are admitted or revoked: no more are kept")
         self._stand(member, Membership.REVOKED)
 
     def forget(self, member: Member) -> None:
@@ -228,6 +240,7 @@ class Members:
 
     def _bind(self, member: Member, worker_id: str) -> None:
         self._owners[worker_id] = member.key
+        self._revoked_tags.discard(worker_tag(worker_id))
         member.worker_ids.append(worker_id)
         if len(member.worker_ids) > MAX_IDS_OF_KEY:
             del self._owners[member.worker_ids.pop(0)]
@@ -237,6 +250,7 @@ class Members:
         key = bytes.fromhex(row.key)
         member = Member(key, row.standing, row.kind, row.name, row.address)
         member.since_at, member.seen_at = row.since_at, row.seen_at
+        member.freed_ids = row.freed_ids
         self.by_key[key] = member
         for worker_id in row.worker_ids:
             if worker_id not in self._owners:
@@ -248,13 +262,19 @@ class Members:
 
         Where approval is needed nobody goes: that would lock somebody out. Else those go that
         come back by themselves: clients before workers, as these have ids; and of workers those at
-        the address that has the most, for who makes up keys shall not have others' ids freed.
+        the address that has the most, for who makes up keys shall not have others' ids freed. Who
+        is connected stays.
         """
         if len(self.by_key) < MAX_MEMBERS:
             return True
         if self.needs_approval:
             return False
-        admitted = [m for m in self.by_key.values() if m.standing is Membership.ADMITTED]
+        stay = {*self.connected(), *self.own}
+        admitted = [
+            m
+            for m in self.by_key.values()
+            if m.standing is Membership.ADMITTED and m.key not in stay
+        ]
         at = Counter(member.address for member in admitted if member.worker_ids)
         admitted.sort(key=lambda m: (bool(m.worker_ids), -at[m.address] if m.worker_ids else 0))
         going = admitted[:MEMBERS_LET_GO]
@@ -265,7 +285,9 @@ class Members:
     def _let_go(self, member: Member) -> None:
         for worker_id in member.worker_ids:
             self._owners.pop(worker_id, None)
-        member.worker_ids.clear()
-        if member.standing is not Membership.REVOKED:
+        if member.standing is Membership.REVOKED:
+            member.freed_ids = (*member.freed_ids, *member.worker_ids)[-MAX_IDS_OF_KEY:]
+        else:
             self.by_key.pop(member.key, None)
+        member.worker_ids.clear()
         self.is_unkept = True

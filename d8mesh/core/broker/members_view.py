@@ -50,6 +50,8 @@ class KeptMember(Struct, frozen=True, kw_only=True):
     name: _NameText = ""
     address: _NameText = ""
     worker_ids: Annotated[tuple[_NameText, ...], Meta(max_length=MAX_IDS_OF_KEY)] = ()
+    #: of a revoked key that was forgotten: the ids that it had
+    freed_ids: Annotated[tuple[_NameText, ...], Meta(max_length=MAX_IDS_OF_KEY)] = ()
     since_at: float = 0.0
     seen_at: float = 0.0
 

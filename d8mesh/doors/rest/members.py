@@ -16,7 +16,7 @@ from d8mesh.nodes.client.aio.node import AsyncNode
 
 
 def join_door(mesh: AsyncNode, waits: Places) -> Door:
-    """Return the door: off this machine it takes the mesh key or a token of an admin, always."""
+    """Return the door: it takes the mesh key or a token of an admin, from anybody."""
     schema = partial(body_of, Who)
     changes: tuple[MemberChange, ...] = ("approve", "revoke", "forget")
     route = partial(HttpRoute, asks_always=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import ssl
 import threading
 import time
@@ -34,6 +35,9 @@ FILE_S: Final = 0.3
 #: An address where nobody answered as the orchestrator does is left alone for so long: another
 #: program has it.
 DISPROVED_S: Final = 30.0
+#: How long all that is known may be tried before what else there is to do is done: the next time
+#: it goes on with those not tried yet. Anybody may announce names that lead nowhere.
+PASS_S: Final = 6.0
 #: So many of those are remembered.
 MAX_DISPROVED: Final = 256
 #: How long one look at why nobody answers may take.
@@ -104,6 +108,8 @@ class Search:
         self.unproven: Route | None = None
         #: endpoint -> until when it is left alone
         self._disproved: dict[str, float] = {}
+        #: broker id -> when it led nowhere last
+        self._vain: dict[str, float] = {}
         #: why the URL led nowhere last
         self._refused = "no answer yet"
 
@@ -218,13 +224,33 @@ class Search:
         return {*self._config.tls_trust, own.tls}
 
     def _by_known(self) -> Route | None:
-        ids = [self.only] if self.only else list(self.known.told)
-        for broker_id in sorted(ids, key=lambda each: each != self._last_good):
+        first, others = ([self.only], []) if self.only else self._in_turn()
+        until = math.inf
+        for broker_id in first + others:
+            if until == math.inf and broker_id in others:
+                until = time.monotonic() + PASS_S
             route = None if self._is_useless(broker_id, "") else self._route_to(broker_id)
             if route is not None:
                 self._last_good = broker_id
                 return route
+            self._vain[broker_id] = time.monotonic()
+            if time.monotonic() >= until:
+                break
         return None
+
+    def _in_turn(self) -> tuple[list[str], list[str]]:
+        """Return who is known: the last good one and those that have answered; the others.
+
+        Of the others the newest told come first, and at the end those who led nowhere, who did so
+        the longest ago first.
+        """
+        ids, answered = list(reversed(self.known.told)), self.trust.pinned_ids
+        self._vain = {each: at for each, at in self._vain.items() if each in self.known.told}
+
+        first = [each for each in ids if each in answered or each == self._last_good]
+        first.sort(key=lambda each: each != self._last_good)
+        others = [each for each in ids if each not in first]
+        return first, sorted(others, key=lambda each: self._vain.get(each, 0.0))
 
     def _route_to(self, broker_id: str) -> Route | None:
         """Try the newest ports first, with all addresses that were ever told with them."""

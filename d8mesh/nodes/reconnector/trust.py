@@ -139,6 +139,11 @@ class OrchestratorTrust:
         pins = [] if self._secret is not None else self._pins()
         return pins[0].key if len(pins) == 1 else None
 
+    @property
+    def pinned_ids(self) -> frozenset[str]:
+        """The ids under which the orchestrators of this mesh have answered."""
+        return frozenset(pin.broker_id for pin in self._pins() if pin.broker_id)
+
     def why_not(self, broker: KnownBroker) -> str:
         """Return why who is said to be there is not contacted."""
         trust = self._trust_in(broker)

@@ -38,12 +38,37 @@ def test_a_name_of_several_is_answered_with_their_fingerprints(members: Members)
     assert f"{fingerprint(TWO)} at 10.0.0.2" in str(told.value)
 
 
+def waits(members: Members, key: bytes, name: str) -> None:
+    members.announce(key, name)
+    members.knock(Knock(key, "10.0.0.9", "access.pending"), 2.0)
+
+
+def test_the_name_of_a_key_that_waits_lets_nobody_in() -> None:
+    members = Members(needs_approval=True)
+    waits(members, TWO, "pi")
+    for action in ("approve", "revoke", "forget"):
+        with pytest.raises(AmbiguousMemberError, match="own screen shows") as told:
+            found(members, action, "pi")
+        assert f"{fingerprint(TWO)} at 10.0.0.9" in str(told.value)
+        assert found(members, action, fingerprint(TWO)).key == TWO
+
+
+def test_who_waits_under_the_name_of_another_is_never_meant_by_it(members: Members) -> None:
+    members.needs_approval = True
+    members.renew()
+    waits(members, b"3" * 32, "pi")
+    for action in ("revoke", "forget"):
+        assert found(members, action, "pi").key == ONE
+    members.revoke(members.by_key[ONE])
+    with pytest.raises(AmbiguousMemberError, match="own screen shows"):
+        found(members, "approve", "pi")
+
+
 def test_of_several_of_a_name_the_one_is_meant_with_which_it_can_be_done() -> None:
     members = Members(needs_approval=True, own={ONE})
     members.come(ONE, "worker", "pi", "10.0.0.1", 1.0)
     members.announce(TWO, "pi")
     members.knock(Knock(TWO, "10.0.0.2", "access.pending"), 2.0)
-    assert found(members, "approve", "pi").key == TWO
     members.approve(members.waiting[TWO], 3.0)
     with pytest.raises(AmbiguousMemberError):
         found(members, "approve", "pi")

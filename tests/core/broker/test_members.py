@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 from d8mesh.core.broker.members import (
     MAX_ANNOUNCED_KEYS,
     MAX_MEMBERS,
+    MAX_REVOKED_BEYOND,
     MAX_WAITING,
     MEMBERS_LET_GO,
     Member,
@@ -175,6 +176,39 @@ def test_where_too_many_keys_come_clients_go_before_workers_and_revoked_ones_nev
     assert key(MAX_MEMBERS) in members.by_key
 
 
+def test_who_is_connected_never_goes_to_make_room() -> None:
+    members = Members()
+    there = {key(1), key(2)}
+    members.connected = lambda: there
+    come(members, key(1), "w")
+    for n in range(2, MAX_MEMBERS + 2):
+        come(members, key(n))
+    assert there <= set(members.by_key)
+    assert key(3) not in members.by_key
+    there |= set(members.by_key)
+    for n in range(MAX_MEMBERS + 2, MAX_MEMBERS + 2 + MEMBERS_LET_GO):
+        come(members, key(n))
+    assert there <= set(members.by_key)
+
+
+def test_attempts_of_a_revoked_key_stay_refused_when_it_is_forgotten() -> None:
+    members = Members()
+    come(members, key(1), "w")
+    members.revoke(members.by_key[key(1)])
+    members.forget(members.by_key[key(1)])
+    for each in (members, again(members)):
+        assert each.owner_of("w") is None
+        assert each.is_revoked_tag(worker_tag("w"))
+        each.forget(each.by_key[key(1)])
+        assert each.is_revoked_tag(worker_tag("w"))
+        come(each, key(2), "w")  # the id is another's by now, and so are its attempts
+        assert not each.is_revoked_tag(worker_tag("w"))
+        each.renew()
+        assert not each.is_revoked_tag(worker_tag("w"))
+    members.approve(members.by_key[key(1)], 1.0)
+    assert not members.by_key[key(1)].freed_ids
+
+
 def test_whoever_makes_up_workers_has_nobody_elses_id_freed() -> None:
     members = Members()
     members.come(key(0), "worker", "old", "10.0.0.2", 1.0)
@@ -190,10 +224,19 @@ def test_where_approval_is_needed_nobody_goes_to_make_room() -> None:
     waiting = members.waiting[key(MAX_MEMBERS)]
     with pytest.raises(ForbiddenError, match="10000"):
         members.approve(waiting, 1.0)
-    with pytest.raises(ForbiddenError, match="10000"):
-        members.revoke(waiting)
+    members.revoke(waiting)  # but who is to go goes
+    assert key(MAX_MEMBERS) in again(members).view.revoked
     come(members, key(10**6), "w")  # one of our own: let in, and not noted
-    assert len(members.by_key) == MAX_MEMBERS
+    assert len(members.by_key) == MAX_MEMBERS + 1
+
+
+def test_of_those_who_are_to_go_there_are_so_many_at_most() -> None:
+    most = MAX_MEMBERS + MAX_REVOKED_BEYOND
+    kept = [KeptMember(key=key(n).hex(), standing=Membership.REVOKED) for n in range(most)]
+    members = Members(needs_approval=True, kept=kept)
+    knock(members, key(most))
+    with pytest.raises(ForbiddenError, match="11000"):
+        members.revoke(members.waiting[key(most)])
 
 
 def test_a_file_that_gives_an_id_to_two_keys_gives_it_to_the_first() -> None:

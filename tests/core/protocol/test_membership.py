@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d8mesh.core.protocol.membership import (
+    LINK_PASS_PREFIX,
     NOTHING_TO_SHOW,
     PROOF_BYTES,
     Credentials,
@@ -15,6 +16,7 @@ from d8mesh.core.protocol.membership import (
     fingerprint,
     is_same_proof,
     join_proof,
+    link_pass,
     mesh_secret,
     welcome_proof,
 )
@@ -46,6 +48,13 @@ def test_a_proof_holds_for_one_purpose_secret_and_pair_of_keys_only() -> None:
     assert {len(each) for each in proofs} == {PROOF_BYTES}
     assert is_same_proof(proofs[0], join_proof(b"s" * 32, A, B))
     assert not is_same_proof(proofs[0], b"")
+
+
+def test_the_pass_of_a_link_is_of_that_link_and_mesh_key_alone() -> None:
+    passes = {link_pass(s * 32, link) for s in (b"s", b"t") for link in ("one", "two")}
+    assert len(passes) == 4
+    assert all(each.startswith(LINK_PASS_PREFIX) for each in passes)
+    assert link_pass(b"s" * 32, "one") in passes
 
 
 def test_a_secret_is_of_one_key_and_mesh() -> None:

@@ -87,6 +87,16 @@ def test_who_is_alone_keeps_being_tried_and_few_wait() -> None:
     assert len(first._waiting) == MAX_WAITING_KEYS
 
 
+def test_whom_a_person_names_has_its_turn_before_all_others() -> None:
+    first = FirstContact()
+    first.expect(0.0)
+    assert not first.may(A, 1.0)
+    first.prefer(B, 2.0)
+    assert not first.may(A, 3.0)
+    assert first.may(B, 3.0)
+    assert first.may(A, 2.0 + FIRST_CONTACT_S), "the one that was named has had its turn"
+
+
 def test_where_nobody_answers_the_next_has_its_turn_at_once() -> None:
     first = FirstContact()
     assert first.may(A, 0.0)
