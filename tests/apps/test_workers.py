@@ -58,6 +58,12 @@ def test_without_an_orchestrator_it_says_so(capsys: pytest.CaptureFixture[str]) 
     config = Config(mesh="nobody", interfaces=("127.0.0.1",), web_port=nowhere)
     assert run(config, options_of("--timeout", "0.5")) == 1
     assert "No orchestrator of mesh nobody answers." in capsys.readouterr().out
+    assert run(config, options_of("--json")) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told == {
+        "error": "No orchestrator of mesh nobody answers.",
+        "code": "broker.unavailable",
+    }
 
 
 def test_who_is_there_is_told_with_what_it_offers_or_lacks() -> None:
