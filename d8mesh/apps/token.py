@@ -26,6 +26,7 @@ from d8mesh.core.protocol.access_tokens import (
 from d8mesh.edge import data_folder
 from d8mesh.edge.terminal import as_json, say, tell, width
 from d8mesh.edge.token_file import TokenFile
+from d8mesh.errors import ConfigError
 from d8mesh.program import command_name
 from d8mesh.words import tr
 
@@ -87,7 +88,7 @@ def _create(file: TokenFile, data: Path, options: argparse.Namespace) -> None:
 
 
 def _list(file: TokenFile, data: Path, options: argparse.Namespace) -> None:
-    tokens, usage = file.tokens(), file.usage()
+    tokens, usage = file.tokens(), _usage(file)
     rows = [(each, usage.get(each.id, TokenUsage())) for each in tokens]
     if options.json:
         say(as_json({"tokens": [_body(each, used) for each, used in rows]}))
@@ -110,7 +111,7 @@ def _list(file: TokenFile, data: Path, options: argparse.Namespace) -> None:
 def _revoke(file: TokenFile, data: Path, options: argparse.Namespace) -> None:
     token = file.revoke(options.name, time.time())
     if options.json:
-        say(as_json(_body(token, file.usage().get(token.id, TokenUsage()))))
+        say(as_json(_body(token, _usage(file).get(token.id, TokenUsage()))))
         return
     say(
         tr(
@@ -118,6 +119,15 @@ def _revoke(file: TokenFile, data: Path, options: argparse.Namespace) -> None:
             name=token.name,
         )
     )
+
+
+def _usage(file: TokenFile) -> dict[str, TokenUsage]:
+    """Return what was used, as far as that can be read: a token is revoked without it."""
+    try:
+        return file.usage()
+    except ConfigError as error:
+        tell(f"What the tokens have used is not known: {error}")
+        return {}
 
 
 def _body(token: AccessToken, used: TokenUsage) -> dict[str, Any]:
