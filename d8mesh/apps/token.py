@@ -126,7 +126,7 @@ def _usage(file: TokenFile) -> dict[str, TokenUsage]:
     try:
         return file.usage()
     except ConfigError as error:
-        tell(f"What the tokens have used is not known: {error}")
+        tell(tr("what the tokens have used is not known: {why}", why=error))
         return {}
 
 
