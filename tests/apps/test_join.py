@@ -164,10 +164,18 @@ def member(**given: Any) -> dict[str, Any]:
 def test_what_was_done_is_said_with_whom(
     action: str, standing: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    client = Answers(member(standing=standing))
+    client = Answers(member(standing=standing, is_connected=False))
     assert run_with(client, options_of(action, "pi")) == 0
     assert client.asked == [(f"members.{action}", {"who": "pi"})]
     assert capsys.readouterr().out == f"k3fq-2mzd-7xwa-pq4e (pi at 10.0.0.7) {words}\n"
+
+
+def test_of_one_that_is_connected_already_it_is_not_said_that_it_tries_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client = Answers(member(standing="admitted", is_connected=True))
+    assert run_with(client, options_of("approve", "pi")) == 0
+    assert capsys.readouterr().out.endswith(" may join, and is connected\n")
 
 
 @pytest.mark.parametrize("error", [UnknownMemberError(), AmbiguousMemberError(), ForbiddenError()])
