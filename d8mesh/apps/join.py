@@ -149,7 +149,7 @@ def _done(action: str, member: ListedMember) -> str:
     what = {"key": member["fingerprint"], "address": escaped(str(member["address"])) or "?"}
     what["name"] = escaped(str(member["name"])) or "?"
     if action == "approve" and member["is_connected"]:
-        return tr("{key} ({name} at {address}) may join, and is connected", **what)
+        return tr("{key} ({name} at {address}) may join, and is there", **what)
     if action == "approve":
         return tr("{key} ({name} at {address}) may join; it tries again by itself", **what)
     if action == "revoke":

@@ -26,7 +26,9 @@ from d8mesh.core.protocol.access_tokens import (
 from d8mesh.edge import data_folder
 from d8mesh.edge.terminal import as_json, say, tell, width
 from d8mesh.edge.token_file import TokenFile
+from d8mesh.errors import ConfigError
 from d8mesh.program import command_name
+from d8mesh.words import tr
 
 #: The folder of the orchestrator in the data folder.
 FOLDER: Final = "orchestrator"
@@ -67,38 +69,65 @@ def _create(file: TokenFile, data: Path, options: argparse.Namespace) -> None:
         say(as_json({**_body(token, TokenUsage()), "token": secret}))
         return
     say(secret)
-    bound = f", {token.limit} at most" if token.limit else ""
     is_for = ", ".join(token.scopes)
-    tell(f"This is the token {token.name}, for {is_for}{bound}. It is not shown again.")
+    if token.limit:
+        is_for = tr("{scopes}, {limit} at most", scopes=is_for, limit=token.limit)
     tell(
-        "Programs take it as their API key; others send it as Authorization: Bearer. In a command "
-        "line it would stay in the shell's history: keep it in a file or a variable"
+        tr(
+            "This is the token {name}, for {scopes}. It is not shown again.",
+            name=token.name,
+            scopes=is_for,
+        )
+    )
+    tell(
+        tr(
+            "Programs take it as their API key; others send it as Authorization: Bearer. In a "
+            "command line it would stay in the shell's history: keep it in a file or a variable"
+        )
     )
 
 
 def _list(file: TokenFile, data: Path, options: argparse.Namespace) -> None:
-    tokens, usage = file.tokens(), file.usage()
+    tokens, usage = file.tokens(), _usage(file)
     rows = [(each, usage.get(each.id, TokenUsage())) for each in tokens]
     if options.json:
         say(as_json({"tokens": [_body(each, used) for each, used in rows]}))
         return
     if not rows:
         say(
-            f"There are no access tokens in {data / FOLDER}. On the orchestrator's machine "
-            f"`{command_name()} token create NAME` makes one."
+            tr(
+                "There are no access tokens in {folder}. On the orchestrator's machine "
+                "`{program} token create NAME` makes one.",
+                folder=data / FOLDER,
+                program=command_name(),
+            )
         )
         return
     cells: Sequence[Sequence[str]] = [_cells(each, used) for each, used in rows]
-    for line in lines_of(_TOKEN_COLUMNS, cells, width=width()):
+    for line in lines_of([tr(name) for name in _TOKEN_COLUMNS], cells, width=width()):
         say(line)
 
 
 def _revoke(file: TokenFile, data: Path, options: argparse.Namespace) -> None:
     token = file.revoke(options.name, time.time())
     if options.json:
-        say(as_json(_body(token, file.usage().get(token.id, TokenUsage()))))
+        say(as_json(_body(token, _usage(file).get(token.id, TokenUsage()))))
         return
-    say(f"The token {token.name} is revoked: within a second nothing is answered to it any more.")
+    say(
+        tr(
+            "The token {name} is revoked: within a second nothing is answered to it any more.",
+            name=token.name,
+        )
+    )
+
+
+def _usage(file: TokenFile) -> dict[str, TokenUsage]:
+    """Return what was used, as far as that can be read: a token is revoked without it."""
+    try:
+        return file.usage()
+    except ConfigError as error:
+        tell(f"What the tokens have used is not known: {error}")
+        return {}
 
 
 def _body(token: AccessToken, used: TokenUsage) -> dict[str, Any]:
@@ -121,7 +150,9 @@ def _cells(token: AccessToken, used: TokenUsage) -> tuple[str, ...]:
         token.name,
         ", ".join(token.scopes),
         "-" if token.limit is None else str(token.limit),
-        "in use" if token.revoked_at is None else f"revoked {_time(token.revoked_at)}",
+        tr("in use")
+        if token.revoked_at is None
+        else tr("revoked {day}", day=_time(token.revoked_at)),
         _time(token.created_at),
         _time(used.last_used_at),
         str(used.requests),
@@ -131,4 +162,4 @@ def _cells(token: AccessToken, used: TokenUsage) -> tuple[str, ...]:
 
 
 def _time(at: float | None) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) if at else "never"
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) if at else tr("never")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from d8mesh import words
 from d8mesh.cli import main
 from d8mesh.core.protocol.access_tokens import TokenScope, TokenUsage, digest_of
-from d8mesh.edge.token_file import TokenFile
+from d8mesh.edge.token_file import USAGE_NAME, TokenFile
 
 
 @pytest.fixture
@@ -42,6 +43,19 @@ def test_the_secret_is_printed_once_and_alone(
     assert secret not in "".join(said(capsys, "list") + said(capsys, "list", "--json"))
 
 
+def test_it_speaks_the_language_of_the_settings(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("D8_LANG", "es")
+    try:
+        assert "No hay tokens de acceso" in said(capsys, "list")[0]
+        assert "Este es el token alice, para chat" in said(capsys, "create", "alice")[1]
+        assert "en uso" in said(capsys, "list")[0]
+        assert "queda revocado" in said(capsys, "revoke", "alice")[0]
+    finally:
+        words.use(words.ENGLISH)
+
+
 def test_a_token_is_for_chats_if_nothing_else_is_said(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,6 +76,18 @@ def test_the_list_says_what_was_used(folder: Path, capsys: pytest.CaptureFixture
     (told,) = json.loads(said(capsys, "list", "--json")[0])["tokens"]
     assert (told["requests"], told["input_tokens"], told["output_tokens"]) == (12, 345, 6789)
     assert told["revoked_at"] is None
+
+
+def test_where_the_usage_is_damaged_tokens_are_listed_and_revoked_all_the_same(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(capsys, "create", "alice")
+    (usage,) = folder.rglob("tokens.json")
+    usage.with_name(USAGE_NAME).write_text("{")
+    for arguments in (["list"], ["list", "--json"], ["revoke", "alice", "--json"]):
+        out, err = said(capsys, *arguments)
+        assert "alice" in out
+        assert "damaged" in err
 
 
 def test_a_revoked_token_is_listed_as_such(

@@ -267,6 +267,44 @@ def test_the_last_good_one_is_tried_first_and_another_only_if_it_may_be(
         assert search.find() is None
 
 
+def test_who_has_answered_before_is_tried_before_all_false_names(
+    tmp_path: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = Search(config_in(tmp_path), known=known_in(tmp_path))
+    search.trust.welcomed(SERVER.public, "real")
+    search.known.add(on_loopback(port_of(listener), broker_id="real"))
+    for n in range(MAX_BROKERS - 1):
+        search.known.add(on_loopback(free_port(), broker_id=f"false{n}"))
+    tried = looked_at(search, monkeypatch)
+    assert search.find() == route_to(port_of(listener), "real")
+    assert tried == ["real"]
+
+
+def test_one_pass_through_false_names_is_bounded_and_the_next_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "PASS_S", 0.0)
+    search = Search(config_in(tmp_path), known=known_in(tmp_path))
+    for broker_id in ("a", "b", "c"):
+        search.known.add(on_loopback(free_port(), broker_id=broker_id))
+    tried = looked_at(search, monkeypatch)
+    for _ in range(4):
+        assert search.find() is None
+    assert tried == ["c", "b", "a", "c"], "the newest told first, each before one comes again"
+
+
+def looked_at(search: Search, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return whom the search tries, in turn, as it goes on."""
+    tried: list[str] = []
+
+    def look(broker: KnownBroker, **more: Any) -> Route | None:
+        tried.append(broker.broker_id)
+        return find_route(broker, **more)
+
+    monkeypatch.setattr(searching, "find_route", look)
+    return tried
+
+
 def test_a_route_that_is_useless_is_passed_over_for_the_next(
     tmp_path: Path, listener: socket.socket
 ) -> None:

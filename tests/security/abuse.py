@@ -26,13 +26,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from bench.processes import Node, child_of
+from d8mesh.apps.join import own_endpoint
 from d8mesh.apps.status import ask
+from d8mesh.nodes.client import Client
 from tests.doors.llm_mesh import LlmMesh, llm_mesh
 from tests.end_to_end.processes import PATIENCE_S, until
 from tests.ollama_standin import OllamaStandin
@@ -69,6 +72,13 @@ class Abused:
         """Return what was refused so far, by (surface, reason)."""
         told = self.health()["rejected"]
         return Counter({(where, code): n for where in SURFACES for code, n in told[where].items()})
+
+    def members(self) -> list[dict[str, Any]]:
+        """Return the keys that the orchestrator knows, as `join list` does."""
+        settings = replace(self.mesh.config, data_dir=str(self.mesh.folder))
+        with Client(endpoint=own_endpoint(settings), config=settings) as client:
+            assert client.wait_connected(60.0)
+            return list(client.ask("members", {})["members"])
 
     def tasks(self) -> set[str]:
         """Return the newest tasks, but for those that the neighbour has submitted."""

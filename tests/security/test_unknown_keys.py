@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from d8mesh.apps.status import ask
 from d8mesh.core.broker.members import MAX_WAITING
 from d8mesh.core.protocol.membership import fingerprint
 from d8mesh.edge.transport.keys import KeyPair, new_pair
@@ -35,7 +34,7 @@ def test_21_an_unknown_key_is_refused_counted_once_and_waits(abused: Abused) -> 
     keys = new_pair()
     with abused.refused("broker", "access.pending"):
         knock(abused, keys)
-    told = ask(abused.mesh.url, "/api/join")["members"]
+    told = abused.members()
     (waiting,) = [each for each in told if each["standing"] == "waiting"]
     assert waiting["fingerprint"] == fingerprint(keys.public)
     with abused.refused("broker", "access.pending", times=2):
@@ -49,5 +48,5 @@ def test_21_however_many_keys_knock_the_list_of_those_who_wait_is_bounded(abused
     with abused.refused("broker", "access.pending", times=count):
         for _ in range(count):
             knock(abused, new_pair())
-    told = ask(abused.mesh.url, "/api/join")["members"]
+    told = abused.members()
     assert sum(each["standing"] == "waiting" for each in told) == MAX_WAITING

@@ -37,7 +37,7 @@ def knock(abused: Abused) -> None:
 def test_21_an_unknown_key_waits_and_is_counted_once(abused: Abused) -> None:
     with abused.refused("broker", "access.pending"):
         knock(abused)
-    (waiting,) = [each for each in members(abused) if each["standing"] == "waiting"]
+    (waiting,) = [each for each in abused.members() if each["standing"] == "waiting"]
     assert not waiting["is_connected"]
 
 
@@ -46,9 +46,5 @@ def test_21_those_who_wait_are_so_many_at_most(abused: Abused) -> None:
     for _ in range(MAX_WAITING + 20):
         knock(abused)
     until(lambda: abused.rejected()["broker", "access.pending"] > MAX_WAITING + 20, "all counted")
-    assert sum(each["standing"] == "waiting" for each in members(abused)) == MAX_WAITING
+    assert sum(each["standing"] == "waiting" for each in abused.members()) == MAX_WAITING
     abused.goes_on()
-
-
-def members(abused: Abused) -> list[dict[str, object]]:
-    return list(abused.http.ask("GET", "/api/join").json["members"])

@@ -282,8 +282,8 @@ MemberChange: TypeAlias = Literal["approve", "revoke", "forget"]
 class ChangeMembers(Frame, frozen=True, tag=27):
     """Let a key in, show one out, or forget one; answered by `Answer` with the same number.
 
-    `who` is a fingerprint, or a worker id or name. Only keys of the orchestrator's own data
-    folder may ask this.
+    `who` is a fingerprint, or a worker id or host of a key let in before. Only keys of the
+    orchestrator's own data folder may ask this.
     """
 
     request: Count

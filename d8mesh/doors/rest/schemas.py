@@ -60,7 +60,7 @@ class WorkerId(Struct):
 
 
 class Who(Struct):
-    """``POST /api/join/…``: a fingerprint, or a worker id or name."""
+    """``POST /api/join/…``: a fingerprint, or the worker id or host of a key let in before."""
 
     who: ShortText
 

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 
 from bench.mesh import mesh
+from d8mesh.core.protocol.access_tokens import TokenScope
+from d8mesh.edge.address_file import FOLDER
+from d8mesh.edge.token_file import TokenFile
 from tests.doors.every_door import Asking, ToldAnswers, every_door
 from tests.doors.llm_mesh import LlmMesh
+from tests.doors.rest_calls import BOSS
+from tests.http.tokens import token_of
+from tests.nodes.mesh import until
 
 
 @pytest.fixture
@@ -20,6 +26,9 @@ def answers(tmp_path: Path) -> ToldAnswers:
 @pytest.fixture
 def ask(answers: ToldAnswers) -> Iterator[Asking]:
     with mesh(workers=1) as made:
+        boss = token_of("boss", TokenScope.ADMIN)
+        TokenFile(made.folder / FOLDER).add(boss)
+        until(lambda: LlmMesh(made).call("GET", "/api/join", headers=BOSS).status == 200)
         yield Asking(LlmMesh(made).call, answers)
 
 
@@ -43,10 +52,10 @@ def test_answers_of_the_documented_rest_are_what_is_said(ask: Asking, answers: T
     _poll(ask, other)
     ask("GET", "/api/workers/list")
     ask("GET", "/api/tasks/status/nothing")
-    listed = ask("GET", "/api/join")
+    listed = ask("GET", "/api/join", **BOSS)
     worker = next(each for each in listed["members"] if each["worker_ids"])
     for action in ("revoke", "approve", "forget"):
-        ask("POST", f"/api/join/{action}", {"who": worker["fingerprint"]})
+        ask("POST", f"/api/join/{action}", {"who": worker["fingerprint"]}, **BOSS)
     # All keys here are the data folder's own, and none of those can be revoked.
     assert [each[1] for each in answers.unseen("/api/join")] == ["/api/join/revoke"]
     assert {each[:2] for each in answers.unseen("/api/tasks")} == set()
