@@ -12,7 +12,9 @@ from d8mesh.edge.pins import PinFile
 from d8mesh.edge.transport.keys import new_pair
 from d8mesh.nodes.reconnector.known_brokers import MAX_BROKERS
 from d8mesh.nodes.worker.orchestrators import Orchestrators
-from tests.nodes.mesh import free_port
+from tests.http.certified import certified
+from tests.http.served import served
+from tests.nodes.mesh import free_port, until
 
 KEY = b"a" * 32
 
@@ -31,3 +33,19 @@ def test_a_worker_looks_for_the_real_one_however_many_names_were_announced_first
         assert len(looked_for._reconnectors) <= MAX_BROKERS + 1
     finally:
         looked_for.close()
+
+
+def test_what_a_worker_is_shown_at_its_url_in_place_of_a_trusted_certificate_is_told(
+    tmp_path: Path,
+) -> None:
+    config = Config(mesh="m", data_dir=str(tmp_path))
+    with served(tls=certified()) as here:
+        url = f"https://127.0.0.1:{here.port}"
+        looked_for = Orchestrators(config, url=url, keys=new_pair(), wake=lambda: None)
+        try:
+            until(lambda: looked_for.trust.strangers)
+            (told,) = looked_for.trust.strangers
+            assert told.startswith(f"{url} shows a certificate")
+            assert f"set D8_TLS_TRUST={certified().fingerprint}" in told
+        finally:
+            looked_for.close()

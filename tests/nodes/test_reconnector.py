@@ -212,7 +212,8 @@ def test_what_is_remembered_is_bounded(tmp_path: Path) -> None:
     assert len(known.told) == MAX_BROKERS
     assert len(known.told["b0"]) == MAX_PORTS
     assert max(len(each.addresses) for each in known.told["b0"]) < 100
-    assert f"b{MAX_BROKERS}" not in known.told
+    assert "b5" not in known.told, "the oldest goes"
+    assert f"b{MAX_BROKERS + 4}" in known.told
 
 
 # ------------------------------------------------------------------------------- search

@@ -168,6 +168,7 @@ class Joins:
             state.members.forget(member)
             self._end_sessions(member.key, "its key was forgotten")
         body["standing"] = member_report.standing_of(state.members, member)
+        body["is_connected"] = member.key in member_report.connected(state)
         self._show()
         state.effects.append(self._keep(Send(peer, m.Answer(message.request, "", body))))
 

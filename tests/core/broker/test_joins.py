@@ -60,6 +60,7 @@ def test_a_revoked_worker_is_out_at_once_and_its_tasks_go_on_elsewhere(broker: W
     held = broker.work(worker)
     answer = change(broker, "revoke", "w")
     assert (answer.code, answer.body["standing"]) == ("", "revoked")
+    assert answer.body["is_connected"] is False, "it was shown out by this very answer"
     assert broker.got(worker, m.Refused)[0].code == "access.revoked"
     assert broker.dropped == [worker]
     assert broker.view.verdict("10.0.0.1", KEY) is Verdict.REFUSED
