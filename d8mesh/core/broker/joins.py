@@ -43,7 +43,6 @@ class Joins:
         self._told: dict[tuple[bytes | str, str], None] = {}
         self._notices: list[float] = []
         self._shown = state.members.view
-        state.members.connected = partial(member_report.connected, state)
 
     # ------------------------------------------------------------------------ HELLO
 
@@ -66,6 +65,7 @@ class Joins:
             return False
         if peer.key is None:
             return True
+        state.members.make_room(partial(member_report.connected, state))
         if isinstance(message, m.WorkerHello):
             state.members.come(peer.key, "worker", message.worker_id, peer.address, state.at)
         else:
@@ -160,6 +160,7 @@ class Joins:
         member = member_report.found(state.members, action, message.who)
         body = member_report.shown(state, member) | {"action": action}
         if action == "approve":
+            state.members.make_room(partial(member_report.connected, state))
             state.members.approve(member, state.at)
         elif action == "revoke":
             state.members.revoke(member)

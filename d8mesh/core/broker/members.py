@@ -91,8 +91,6 @@ class Members:
         self._revoked_tags: set[bytes] = set()
         self._announced: dict[bytes, str] = {}
         self.strikes = Strikes()
-        #: returns the keys that have a session; they are never let go to make room
-        self.connected: Callable[[], Collection[bytes | None]] = set
         #: there is something that the file lacks
         self.is_unkept = False
         for row in kept:
@@ -121,6 +119,11 @@ class Members:
     def all(self) -> list[Member]:
         """Return all that are known, those that wait first."""
         return [*self.waiting.values(), *self.by_key.values()]
+
+    @property
+    def is_full(self) -> bool:
+        """True when no more keys are kept."""
+        return len(self.by_key) >= MAX_MEMBERS
 
     def owner_of(self, worker_id: str) -> bytes | None:
         """Return the key that a worker id belongs to."""
@@ -181,7 +184,7 @@ class Members:
         """A key that may come has said HELLO; a worker's `name`, its id, is its own from now on."""
         member = self.by_key.pop(key, None)
         if member is None:
-            if not self._make_room():
+            if self.is_full:
                 return  # it is let in for a reason of its own, and goes unnoted
             member = Member(key, Membership.ADMITTED, since_at=at)
             self.is_unkept = True
@@ -194,6 +197,29 @@ class Members:
         if kind == "worker" and self._owners.get(name) != key:
             self._bind(member, name)
 
+    def make_room(self, connected: Callable[[], Collection[bytes | None]]) -> None:
+        """Let some keys go if there is no room for one more.
+
+        Where approval is needed nobody goes: that would lock somebody out. Else those go that
+        come back by themselves: clients before workers, as these have ids; and of workers those at
+        the address that has the most, for who makes up keys shall not have others' ids freed.
+
+        Args:
+            connected: returns the keys that have a session, which stay.
+        """
+        if self.needs_approval or not self.is_full:
+            return
+        stay = {*connected(), *self.own}
+        admitted = [
+            m
+            for m in self.by_key.values()
+            if m.standing is Membership.ADMITTED and m.key not in stay
+        ]
+        at = Counter(member.address for member in admitted if member.worker_ids)
+        admitted.sort(key=lambda m: (bool(m.worker_ids), -at[m.address] if m.worker_ids else 0))
+        for member in admitted[:MEMBERS_LET_GO]:
+            self._let_go(member)
+
     def approve(self, member: Member, at: float) -> None:
         """Let a key in.
 
@@ -201,7 +227,7 @@ class Members:
             ForbiddenError: more keys than are kept would be let in.
         """
         if member.key not in self.by_key:
-            if not self._make_room():
+            if self.is_full:
                 raise ForbiddenError(
                     f"{MAX_MEMBERS} keys are admitted or revoked: no more are kept. Have some "
                     "forgotten that are not used any more"
@@ -256,31 +282,6 @@ class Members:
             if worker_id not in self._owners:
                 self._owners[worker_id] = key
                 member.worker_ids.append(worker_id)
-
-    def _make_room(self) -> bool:
-        """See that one more key can be kept; return whether there is room.
-
-        Where approval is needed nobody goes: that would lock somebody out. Else those go that
-        come back by themselves: clients before workers, as these have ids; and of workers those at
-        the address that has the most, for who makes up keys shall not have others' ids freed. Who
-        is connected stays.
-        """
-        if len(self.by_key) < MAX_MEMBERS:
-            return True
-        if self.needs_approval:
-            return False
-        stay = {*self.connected(), *self.own}
-        admitted = [
-            m
-            for m in self.by_key.values()
-            if m.standing is Membership.ADMITTED and m.key not in stay
-        ]
-        at = Counter(member.address for member in admitted if member.worker_ids)
-        admitted.sort(key=lambda m: (bool(m.worker_ids), -at[m.address] if m.worker_ids else 0))
-        going = admitted[:MEMBERS_LET_GO]
-        for member in going:
-            self._let_go(member)
-        return bool(going)
 
     def _let_go(self, member: Member) -> None:
         for worker_id in member.worker_ids:

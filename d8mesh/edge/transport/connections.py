@@ -70,7 +70,6 @@ _TOLD_EVENTS: Final = (
     zmq.EVENT_ACCEPTED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 #: A connection is reset when it is closed, whatever has not been read or sent.
@@ -99,6 +98,7 @@ class Connections:
 
     Args:
         handshake_s: how long ZeroMQ waits for the end of a handshake.
+        refusals: how many connections the gate has refused so far, which it counts itself.
         wake: has the loop go round once more, from any thread.
 
     Thread: made and closed, and all public calls made, by the thread of the ROUTER.
@@ -110,6 +110,7 @@ class Connections:
         router: zmq.Socket[bytes],
         *,
         handshake_s: float,
+        refusals: Callable[[], int] = lambda: 0,
         wake: Callable[[], None] = lambda: None,
         caps: Caps | None = None,
     ) -> None:
@@ -133,8 +134,9 @@ class Connections:
         #: what the loop told: (descriptor, routing id) of first messages, routing ids to be dropped
         self._heard: deque[tuple[int, bytes]] = deque()
         self._dropped: deque[bytes] = deque()
-        #: handshakes that succeeded, of connections not heard yet; those that the gate refused
-        self._finished = self._denied = 0
+        #: handshakes that succeeded, of connections not heard yet; the gate's refusals, as far as
+        #: their connections have ended
+        self._finished, self._denied, self._refusals = 0, refusals(), refusals
         #: the monitor has told of a handshake that was not finished: that connection ends next
         self._is_unfinished = False
         self._next_look = 0.0
@@ -231,8 +233,6 @@ class Connections:
             self._ended(int.from_bytes(value, sys.byteorder), now)
         elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._finished += 1
-        elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            self._denied += 1
         else:
             self._is_unfinished = True
 
@@ -298,15 +298,15 @@ class Connections:
         Of a handshake that came to its end the monitor does not say whose it was.
         """
         if is_unfinished:  # out of time, or its peer has thought better of it
-            if connection.handle is not None:
-                return "" if has_left(connection.handle) else SILENT
-            return SILENT if now - connection.since > self._handshake_s * 0.8 else ""
+            is_late = now - connection.since > self._handshake_s * 0.8
+            is_gone = connection.handle is not None and has_left(connection.handle)
+            return SILENT if is_late and not is_gone else ""
         if connection.routing_id is None:
-            if not (self._denied or self._finished) or _received(connection) < SHAKEN_BYTES:
-                return HANDSHAKE
-            if self._denied:
-                self._denied -= 1
+            if self._refusals() > self._denied:
+                self._denied += 1
                 return ""
+            if not self._finished or _received(connection) < SHAKEN_BYTES:
+                return HANDSHAKE
             self._finished -= 1
         return FRAME if _was_refused(connection) else ""
 

@@ -80,7 +80,11 @@ class RouterEndpoint:
         self._send = plain_send(self.socket)
         self._peers: dict[bytes, Peer] = {}
         self._connections = Connections(
-            self._context, self.socket, handshake_s=HANDSHAKE_MS / 1000, wake=wake
+            self._context,
+            self.socket,
+            handshake_s=HANDSHAKE_MS / 1000,
+            refusals=lambda: handler.refusals,
+            wake=wake,
         )
         #: connections that were refused or cut off, for the loop to count, the oldest first
         self.rejections = self._connections.rejections

@@ -44,6 +44,8 @@ class ZapHandler:
         self, context: zmq.Context[zmq.Socket[bytes]], gate: Gate, *, mechanism: bytes = CURVE
     ) -> None:
         self.gate, self._mechanism = gate, mechanism
+        #: connections that were not admitted, so far; noted before ZeroMQ ends them
+        self.refusals = 0
         self._asked = context.socket(zmq.REP)
         self._asked.linger = 0
         self._asked.bind(_ZAP_ENDPOINT)
@@ -64,5 +66,6 @@ class ZapHandler:
             # Whatever the gate raises: without this thread nobody could connect at all.
             with contextlib.suppress(Exception):
                 verdict = self.gate(address.decode("ascii", "replace").removeprefix("::ffff:"), key)
+        self.refusals += verdict is not Verdict.ADMITTED
         user = key.hex().encode() if verdict is Verdict.ADMITTED else b""
         return [version, request, verdict.value.encode(), _STATUS_TEXTS[verdict], user, b""]

@@ -46,6 +46,7 @@ def knock(members: Members, who: bytes, *, is_own: bool = False, at: float = 0.0
 
 
 def come(members: Members, who: bytes, worker_id: str = "", at: float = 0.0) -> None:
+    members.make_room(set)
     members.come(who, "worker" if worker_id else "client", worker_id or "pc", LAN_ADDRESS, at)
 
 
@@ -179,16 +180,16 @@ def test_where_too_many_keys_come_clients_go_before_workers_and_revoked_ones_nev
 def test_who_is_connected_never_goes_to_make_room() -> None:
     members = Members()
     there = {key(1), key(2)}
-    members.connected = lambda: there
-    come(members, key(1), "w")
-    for n in range(2, MAX_MEMBERS + 2):
-        come(members, key(n))
+    for n in range(1, MAX_MEMBERS + 1):
+        come(members, key(n), "w" if n == 1 else "")
+    members.make_room(lambda: there)
     assert there <= set(members.by_key)
     assert key(3) not in members.by_key
-    there |= set(members.by_key)
-    for n in range(MAX_MEMBERS + 2, MAX_MEMBERS + 2 + MEMBERS_LET_GO):
+    for n in range(MAX_MEMBERS + 1, MAX_MEMBERS + 1 + MEMBERS_LET_GO):
         come(members, key(n))
-    assert there <= set(members.by_key)
+    there |= set(members.by_key)
+    members.make_room(lambda: there)
+    assert there == set(members.by_key)
 
 
 def test_attempts_of_a_revoked_key_stay_refused_when_it_is_forgotten() -> None:
@@ -213,6 +214,7 @@ def test_whoever_makes_up_workers_has_nobody_elses_id_freed() -> None:
     members = Members()
     members.come(key(0), "worker", "old", "10.0.0.2", 1.0)
     for n in range(1, MAX_MEMBERS + MEMBERS_LET_GO):
+        members.make_room(set)
         members.come(key(n), "worker", f"w{n}", "10.0.0.66", 2.0)
     assert members.owner_of("old") == key(0)
 
