@@ -208,7 +208,7 @@ class TlsTransport(asyncio.Transport):
         return self._below.get_extra_info(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        raise NotImplementedError
+        raise RuntimeError("what is below TLS keeps its protocol")
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         return self._below.get_protocol()
