@@ -189,7 +189,7 @@ def test_one_that_listens_on_one_address_is_found_there(machines: Machines) -> N
 
 def test_with_a_key_a_url_leads_who_has_it_to_the_orchestrator(machines: Machines) -> None:
     boss, knows, does_not = machines.lan.hosts
-    key = "0123456789abcdef"
+    key = "the-key-of-this-mesh-4711"
     machines.start(boss, "orchestrator", D8_MESH_KEY=key)
     until(lambda: machines.health(boss).get("status") == "healthy", "a healthy orchestrator")
     by_url = {"ORCHESTRATOR_URL": f"http://{boss.address}:7001", "D8_INTERFACES": "no-card"}
