@@ -81,3 +81,31 @@ def test_42_what_a_model_says_is_kept_byte_for_byte_and_never_shown_raw(abused: 
         assert "\x1b" not in text
         assert "\nERROR forged" not in text
     assert b"<script>alert" not in abused.llm.get("/").body
+
+
+def test_42_a_result_over_the_limit_fails_the_task_and_says_so(abused: Abused) -> None:
+    text = "x" * (32 * 1024 * 1024 - 60)  # its data fits, the same as a result does not
+    task = {"type": "echo", "data": {"text": text}, "max_attempts": 1}
+    sent = abused.http.post("/api/tasks/submit", task)
+    assert sent.status == 201, sent.body[:300]
+    path = f"/api/tasks/{sent.json['task_id']}/wait?timeout_s=60"
+    told = abused.http.ask("GET", path).json
+    assert told["state"] == "failed"
+    assert "result_too_large" in told["result"]["error"]
+    abused.check()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<script>alert(1)</script>", "\x1b]0;owned\x07\x1b[2J", "\u202e\u2066", "{{7*7}}",
+     "%s%n\r\n\r\n", "\x00\x01\x7f", "💩" * 100],
+    ids=repr,
+)  # fmt: skip
+def test_42_whatever_a_result_looks_like_it_is_data(abused: Abused, text: str) -> None:
+    sent = abused.http.post("/api/tasks/submit", {"type": "echo", "data": {"text": text}})
+    told = abused.http.ask("GET", f"/api/tasks/{sent.json['task_id']}/wait?timeout_s=60")
+    assert told.json["result"]["output"] == {"text": text}
+    assert (told.field("content-type") or "").startswith("application/json")
+    logs = [log.read_bytes() for log in abused.mesh.folder.rglob("*.log")]
+    assert not any(text.encode() in log for log in logs)
+    abused.goes_on()
