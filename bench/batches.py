@@ -21,7 +21,7 @@ from bench.mesh import Mesh
 from bench.plan import Plan
 from bench.progress import say
 from bench.standins import Machine
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.errors import D8Error
 
 FULL_LINES: Final = 50_000

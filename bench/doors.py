@@ -27,7 +27,7 @@ from bench.processes import child_of
 from bench.progress import say
 from bench.routers import REQUIRES, Door, alone, herd, litellm
 from bench.standins import Machine, standins
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.errors import D8Error
 
 MODEL: Final = "llama3.2:3b"

@@ -25,7 +25,7 @@ from bench.processes import child_of
 from bench.progress import say
 from bench.report import tables_of
 from bench.standins import Machine
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.announcement import NodeKind, from_txt
 from d8mesh.core.protocol.codec import decode_to_broker, decode_to_client, decode_to_worker

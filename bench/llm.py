@@ -22,7 +22,7 @@ from bench.mesh import Mesh, mesh
 from bench.plan import Plan
 from bench.progress import say
 from bench.standins import Machine, best_s, standins
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.errors import D8Error
 from d8mesh.nodes.client import Client
 

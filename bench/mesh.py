@@ -15,7 +15,7 @@ from typing import Final
 from bench.processes import Node, child_of, node
 from d8mesh.apps.children import Children, RunningCommand
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.config import Config
 from d8mesh.edge.address_file import FOLDER
 from d8mesh.edge.transport.keys import public_key_in

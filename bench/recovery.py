@@ -15,7 +15,7 @@ from bench.plan import Plan
 from bench.processes import kill_tree
 from bench.progress import say
 from bench.swarm import OneSlot
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.errors import D8Error
 
 LENGTHS: Final = (100_000, 1_000_000)

@@ -31,7 +31,7 @@ BEHIND_THE_MENU = (
     "processes/console", "processes/launcher", "apps/niche", "apps/evolution", "apps/progress",
     "processes/worker_main", "apps/models", "apps/model_changes", "apps/model_places",
     "apps/change_display", "apps/explanation", "apps/join",
-    "apps/token",
+    "apps/orchestrators", "apps/token",
 )  # fmt: skip
 #: Errors that commands of the menu end with, or that are warned of: each has its entry.
 RAISING = (

@@ -26,8 +26,9 @@ from rich.table import Table
 from rich.text import Text
 
 from d8mesh.apps.children import Children, RunningCommand
+from d8mesh.apps.orchestrators import ask
 from d8mesh.apps.prompts import PROMPTS, PromptModel, ask_all, model_for
-from d8mesh.apps.status import ask, counts_text, workers_table
+from d8mesh.apps.status import counts_text, workers_table
 from d8mesh.config import Config
 from d8mesh.edge.terminal import tell
 from d8mesh.edge.waits import join

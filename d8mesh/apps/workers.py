@@ -9,17 +9,8 @@ from typing import Final
 
 from d8mesh.apps.capabilities import ListedWorker, models_of, reasons_of, types_of, why_lines
 from d8mesh.apps.models import loaded_lines
-from d8mesh.apps.status import (
-    ANSWER_S,
-    Orchestrator,
-    PassedOver,
-    failure,
-    look,
-    parted,
-    requests_of,
-    say_nobody,
-    state_of,
-)
+from d8mesh.apps.orchestrators import ANSWER_S, Orchestrator, PassedOver, look
+from d8mesh.apps.status import failure, parted, requests_of, say_nobody, state_of
 from d8mesh.apps.tables import lines_of
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, tell, width

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from tests.doors.llm_mesh import CHAT, EMBEDDER, LlmMesh, llm_mesh, machine
 from tests.end_to_end.processes import until
 

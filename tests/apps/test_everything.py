@@ -7,7 +7,7 @@ from pathlib import Path
 
 from d8mesh.apps.children import Children
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from tests.end_to_end.processes import until
 
 PATIENCE_S = 90.0

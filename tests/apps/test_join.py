@@ -18,6 +18,7 @@ import pytest
 from bench.mesh import Mesh, mesh
 from d8mesh.apps import status
 from d8mesh.apps.join import listing_lines, mode_text, run, run_with
+from d8mesh.apps.orchestrators import ask
 from d8mesh.config import Config
 from d8mesh.errors import (
     AmbiguousMemberError,
@@ -102,7 +103,7 @@ def test_a_machine_waits_is_let_in_and_shown_out_again(
         assert "may join, and is there" in again.stdout
 
         assert told(running, capsys, "revoke", "guest")["standing"] == "revoked"
-        until(lambda: status.ask(running.url, "/health")["workers_online"] == 1)
+        until(lambda: ask(running.url, "/health")["workers_online"] == 1)
         forgotten = command(running, "forget", "guest", "--json")
         assert json.loads(forgotten.stdout)["worker_ids"] == ["guest"], forgotten.stderr
         unknown = command(running, "revoke", "nobody")

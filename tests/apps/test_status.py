@@ -12,18 +12,10 @@ from typing import Any
 import pytest
 
 from bench.mesh import mesh
-from d8mesh.apps import status
+from d8mesh.apps import orchestrators
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.status import (
-    ENDED_SHOWN_S,
-    Orchestrator,
-    ask,
-    counts,
-    counts_text,
-    lines,
-    look,
-    run,
-)
+from d8mesh.apps.orchestrators import Orchestrator, ask, look
+from d8mesh.apps.status import ENDED_SHOWN_S, counts, counts_text, lines, run
 from d8mesh.config import Config
 from d8mesh.options import status as add_arguments
 from d8mesh.program import command_name
@@ -144,9 +136,9 @@ def test_an_orchestrator_that_tells_only_its_health_is_listed_with_what_is_wrong
     def half(url: str, path: str, **more: Any) -> Any:
         return health if path == "/health" else {}
 
-    monkeypatch.setattr(status, "ask", half)
-    monkeypatch.setattr(status, "_heard", lambda *_: [])
-    (found,) = status.look(Config(mesh="here"))
+    monkeypatch.setattr(orchestrators, "ask", half)
+    monkeypatch.setattr(orchestrators, "_heard", lambda *_: [])
+    (found,) = look(Config(mesh="here"))
     assert (found.health, found.workers, found.problem) == (health, [], "'workers'")
 
 

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from bench.mesh import Mesh, mesh
 from d8mesh.apps.children import RunningCommand
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from tests.end_to_end.processes import kill, until
 from tests.ollama_standin import OllamaStandin
 from tests.standin.calls import Answered

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bench.mesh import Mesh, mesh
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.nodes.client import Client, Task
 from tests.end_to_end.processes import child_running, until
 

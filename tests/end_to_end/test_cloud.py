@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 
 from bench.mesh import Mesh, mesh
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.nodes.client import Client, Task
 from tests.cloud_servers import CloudServer, Quota
 from tests.end_to_end.processes import PATIENCE_S, until

@@ -20,7 +20,7 @@ import pytest
 
 from d8mesh.apps.children import Children, RunningCommand
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.config import Config
 from d8mesh.edge import address_file
 from d8mesh.edge.transport.web_client import get_json

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from tests.doors.llm_mesh import LlmMesh, llm_mesh, machine
 from tests.end_to_end.processes import until
 from tests.end_to_end.test_open_chats import OPENAI_PATH, Chat, begun

@@ -19,7 +19,7 @@ import openai
 import pytest
 
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.config import Config
 from d8mesh.nodes.client import Client
 from tests.doors.llm_mesh import CHAT, LlmMesh, llm_mesh, machine

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from bench.processes import child_of
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.http.codings import MAX_DECODED_BYTES
 from d8mesh.http.routes import MAX_BODY_BYTES, SMALL_BODY_BYTES
 from tests.doors.llm_mesh import CHAT, LlmMesh, llm_mesh, machine

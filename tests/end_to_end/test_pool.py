@@ -16,7 +16,7 @@ from bench.mesh import Mesh, mesh
 from bench.processes import kill_tree
 from d8mesh.apps.answers import niches_in
 from d8mesh.apps.niche import question_of
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.errors import TaskCancelledError
 from d8mesh.nodes.client import Client
 from tests.end_to_end.processes import until

@@ -12,7 +12,7 @@ import pytest
 from bench.mesh import Mesh, mesh
 from d8mesh.apps.children import RunningCommand
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.edge.network import host_name, machine_id
 from tests.end_to_end.processes import until
 from tests.fake_ollama import put_on_path

@@ -16,7 +16,7 @@ import pytest
 from bench.mesh import Mesh, mesh
 from bench.processes import child_of
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.config import Config
 from d8mesh.nodes.client import Client, Task
 from tests.end_to_end.processes import kill, until

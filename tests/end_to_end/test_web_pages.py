@@ -16,7 +16,7 @@ import pytest
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import Map, Rule
 
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.config import Config
 from d8mesh.doors.batches.door import batch_runner, batches_door
 from d8mesh.doors.llm.catalogue import ModelCatalogue

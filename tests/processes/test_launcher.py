@@ -15,7 +15,7 @@ import pytest
 
 from d8mesh.apps.children import Children, RunningCommand
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.config import Config
 from d8mesh.processes.launcher import MAX_PAUSE_S, MAX_START_PAUSE_S, _Launcher, pause_before_start
 from tests.end_to_end.processes import child_running, kill, until

@@ -34,7 +34,7 @@ from urllib.parse import urlsplit
 
 from bench.processes import Node, child_of
 from d8mesh.apps.join import own_endpoint
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.nodes.client import Client
 from tests.doors.llm_mesh import LlmMesh, llm_mesh
 from tests.end_to_end.processes import PATIENCE_S, until

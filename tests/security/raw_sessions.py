@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.edge.transport.keys import KeyPair, new_pair

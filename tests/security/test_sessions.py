@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgpack
 import pytest
 
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.core.broker.strikes import BURST_STRIKES
 from d8mesh.core.protocol import messages as m
 from d8mesh.edge.transport.keys import new_pair

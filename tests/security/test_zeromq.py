@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from bench.abusers import AbuseJob, abusers_beside
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.edge.transport.byte_guard import UNFINISHED

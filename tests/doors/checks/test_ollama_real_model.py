@@ -10,7 +10,7 @@ import pytest
 
 from bench.mesh import mesh
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from tests.end_to_end.processes import until
 from tests.real_model import MODEL, needs_model
 

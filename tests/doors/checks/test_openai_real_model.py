@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from bench.mesh import mesh
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.status import ask
+from d8mesh.apps.orchestrators import ask
 from tests.doors.checks.openai_clients import LOOK
 from tests.doors.llm_mesh import PATIENCE_S
 from tests.end_to_end.processes import until
