@@ -27,6 +27,13 @@ from d8mesh.edge.transport.own_keys import OwnKeys
 MAX_KNOCKS: Final = 10_000
 #: What the view says of a key of our own that it does not know yet.
 _OPEN_TO_OWN: Final = ("", "access.pending")
+#: Code of a notice -> its event in the log; all others are refusals.
+_EVENTS: Final = {
+    "access.pending": "peer.waits",
+    "member.approve": "member.approved",
+    "member.revoke": "member.revoked",
+    "member.forget": "member.forgotten",
+}
 _log: Final = logging.getLogger("d8mesh.broker")
 
 
@@ -124,12 +131,12 @@ class Doorkeeper:
         return ""
 
     def notify(self, notice: Notice) -> None:
-        """Tell of somebody who waits, or was refused for the first time."""
-        level = logging.INFO if notice.code == "access.pending" else logging.WARNING
+        """Tell of somebody who waits, was refused for the first time, or what `join` did."""
+        name = _EVENTS.get(notice.code)
         event(
             _log,
-            level,
-            "peer.waits" if notice.code == "access.pending" else "peer.refused",
+            logging.WARNING if name is None else logging.INFO,
+            name or "peer.refused",
             address=notice.address,
             key=notice.fingerprint,
             name=notice.name,

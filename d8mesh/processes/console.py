@@ -30,6 +30,12 @@ _WHY_REFUSED: Final = {
     "access.key": "it does not show the D8_MESH_KEY of this mesh",
     "access.revoked": "its key was revoked",
 }
+#: Code of a notice of what `join` did -> what is said.
+_CHANGES: Final = {
+    "member.approve": "{name}, key {key}, may join now",
+    "member.revoke": "{name}, key {key}, is shown out: its key was revoked",
+    "member.forget": "{name}, key {key}, is forgotten",
+}
 #: Addresses named; a machine with more has them for containers.
 MAX_NAMED_ADDRESSES: Final = 4
 #: What FLASK_HOST says for all addresses.
@@ -122,7 +128,7 @@ class OrchestratorConsole:
             )
 
     def noticed(self, notice: Mapping[str, str]) -> None:
-        """Say who waits for approval, and how it is given; or who was refused, and why.
+        """Say who waits for approval, and how it is given; who was refused; what `join` did.
 
         Args:
             notice: the fields of `core.broker.effects.Notice`.
@@ -137,6 +143,9 @@ class OrchestratorConsole:
                 command=command,
                 **who,
             )
+            return
+        if code in _CHANGES:
+            self._say_tr(_CHANGES[code], key=key, name=who["name"])
             return
         why = tr(_WHY_REFUSED.get(code, code))
         self._say_tr("refused: {name} at {address}, key {key}: {why}", key=key, why=why, **who)

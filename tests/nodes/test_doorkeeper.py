@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from d8mesh.config import Config
 from d8mesh.core.broker.dispatcher import Dispatcher
@@ -118,6 +119,19 @@ def test_a_damaged_file_ends_the_start(tmp_path: Path) -> None:
     (tmp_path / MEMBERS_NAME).write_text("nonsense")
     with pytest.raises(ConfigError, match=MEMBERS_NAME):
         Door(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("action", "event"),
+    [("approve", "approved"), ("revoke", "revoked"), ("forget", "forgotten")],
+)
+def test_what_was_changed_is_logged_with_the_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, action: str, event: str
+) -> None:
+    with caplog.at_level(logging.INFO):
+        Door(tmp_path).keeper.notify(replace(PENDING, code=f"member.{action}"))
+    assert f"member.{event}" in caplog.text
+    assert PENDING.fingerprint in caplog.text
 
 
 def test_who_waits_is_logged_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

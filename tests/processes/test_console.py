@@ -219,5 +219,15 @@ def test_who_is_refused_is_said_with_the_reason(tmp_path: Path, code: str, why: 
     assert why in line
 
 
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [("approve", "may join now"), ("revoke", "its key was revoked"), ("forget", "is forgotten")],
+)
+def test_what_was_changed_is_said(tmp_path: Path, action: str, said: str) -> None:
+    line = noticed(tmp_path, f"member.{action}")
+    assert line.startswith(f"pi, key {KEY}, ")
+    assert said in line
+
+
 def test_a_name_does_nothing_to_the_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in noticed(tmp_path, "access.pending", "\x1b[2Jpi")

@@ -82,9 +82,11 @@ class Drop(Struct, frozen=True, gc=False):
 
 
 class Notice(Struct, frozen=True, gc=False):
-    """Tell who runs the orchestrator that somebody waits, or was refused for the first time.
+    """Tell who runs the orchestrator of somebody at its door.
 
-    `code` says why; `fingerprint` and `name` may be empty: no key was shown, nobody told a name.
+    `code` says what: why somebody waits or was refused for the first time, or what `join` did
+    (``member.approve``, ``member.revoke``, ``member.forget``). `fingerprint` and `name` may be
+    empty: no key was shown, nobody told a name.
     """
 
     code: str

@@ -171,6 +171,10 @@ class Joins:
         body["standing"] = member_report.standing_of(state.members, member)
         body["is_connected"] = member.key in member_report.connected(state)
         self._show()
+        for told in [each for each in self._told if each[0] == member.key]:
+            del self._told[told]  # what comes of the change is news
+        shown = fingerprint(member.key)
+        state.effects.append(Notice(f"member.{action}", peer.address, shown, member.name))
         state.effects.append(self._keep(Send(peer, m.Answer(message.request, "", body))))
 
     def _show(self) -> None:

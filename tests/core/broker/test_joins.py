@@ -142,6 +142,20 @@ def test_who_waits_is_told_of_once_and_comes_in_when_approved(strict: WiredBroke
     assert strict.got(strict.worker("pi", key=KEY), m.Welcome)
 
 
+def test_what_join_does_is_told_and_so_is_what_comes_of_it(broker: WiredBroker) -> None:
+    broker.worker("w", key=KEY)
+    for action in ("revoke", "approve", "revoke"):
+        change(broker, action, fingerprint(KEY))
+        if action == "revoke":
+            knock(broker, KEY)
+            knock(broker, KEY)
+    codes = [each.code for each in broker.notices]
+    out = ["member.revoke", "access.revoked"]
+    assert codes == [*out, "member.approve", *out]
+    assert {each.fingerprint for each in broker.notices} == {fingerprint(KEY)}
+    assert broker.notices[0].name == "w"
+
+
 def test_a_key_made_in_our_folder_after_the_start_is_let_in(strict: WiredBroker) -> None:
     strict.perform(strict.dispatcher.knocked(Knock(KEY, "127.0.0.1", "", is_own=True), strict.now))
     assert strict.got(strict.worker("w", key=KEY), m.Welcome)
