@@ -22,6 +22,7 @@ TITLES: Final = {
     "doors": "Chats by the doors, beside other routers",
     "batches": "A batch of 50,000 lines",
     "curve": "What encryption costs",
+    "sealed": "What encrypted payloads on the disk cost",
     "abuse": "Beside peers that mean no good",
     "fuzz": "Bad frames, requests and records by the million",
     "hot_path": "The hot path: where each microsecond of a task goes",

@@ -33,6 +33,7 @@ SCENARIOS: Final = {
     "doors": "chats by the doors: first token, 64 at once, 200 streams, 2,000 waiting (--peers)",
     "batches": "50,000 lines and 200 MB by /v1/batches: lines per second, memory",
     "curve": "what encryption costs: tasks per second and one in flight, over in clear",
+    "sealed": "what D8_ENCRYPT=1 costs: the journal alone, sealing alone, the whole mesh",
     "abuse": "a healthy client beside 300 dribbling connections and 50 peers that never read",
     "hot_path": "where each microsecond of a task goes",
     "fuzz": "20 million bad frames, 200,000 bad requests: nothing crashes, hangs or grows (named)",

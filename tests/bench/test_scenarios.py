@@ -16,6 +16,8 @@ from bench import (
     latency,
     recovery,
     rest,
+    sealed,
+    sides,
     start,
     throughput,
     workers,
@@ -49,10 +51,20 @@ def test_throughput_measures_d8mesh_and_both_raw_loops() -> None:
 @pytest.mark.slow
 def test_what_encryption_costs_is_measured_beside_the_same_in_clear() -> None:
     found = cells(curve.measure(TINY))
-    for side in (curve.ENCRYPTED, curve.CLEAR):
-        assert {(curve.RATES, side, label) for label, _ in curve.PAYLOADS.values()} <= found
-        assert (curve.ONE, side, "p50") in found
-    assert (curve.OVER, curve.LATENCY, "p50") in found
+    for side in (curve.ENCRYPTED.name, curve.CLEAR.name):
+        assert {(sides.RATES, side, label) for label, _ in sides.PAYLOADS.values()} <= found
+        assert (sides.ONE, side, "p50") in found
+    assert (curve.OVER, sides.LATENCY, "p50") in found
+
+
+@pytest.mark.slow
+def test_sealed_measures_the_journal_and_the_whole_mesh() -> None:
+    found = cells(sealed.measure(TINY))
+    for side in (sealed.SEALED.name, sealed.PLAIN.name):
+        assert (sealed.BATCHED, side, "tasks per second") in found
+        assert {(sides.RATES, side, label) for label, _ in sides.PAYLOADS.values()} <= found
+    assert {(sealed.SEALING, "time", label) for label in sealed.SIZES.values()} <= found
+    assert (sealed.OVER, sides.THROUGHPUT, "64 B") in found
 
 
 @pytest.mark.slow
