@@ -6,11 +6,12 @@ same client before and during, in turn, in one run.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Final
 
 from bench.abusers import AbuseJob, abusers_beside
-from bench.findings import Findings, ratios
+from bench.findings import Findings, ratios, rotated
 from bench.load import LoadJob, run_load
 from bench.mesh import Mesh, mesh
 from bench.plan import Plan
@@ -46,11 +47,12 @@ def measure(plan: Plan) -> Findings:
     with mesh(workers=1) as running, running.client() as client:
         work(client, TASKS)
         for turn in range(plan.rounds):
-            say(f"abuse: quiet, round {turn + 1}")
-            _turn(found, running, client, plan, QUIET)
-            say(f"abuse: under abuse, round {turn + 1}")
-            with abusers_beside(job_of(running)):
-                _turn(found, running, client, plan, ABUSED)
+            for column in rotated([QUIET, ABUSED], turn):
+                say(f"abuse: {column}, round {turn + 1}")
+                with contextlib.ExitStack() as beside:
+                    if column == ABUSED:
+                        beside.enter_context(abusers_beside(job_of(running)))
+                    _turn(found, running, client, plan, column)
         for node in running.nodes():
             if (peak := node.peak_rss_bytes()) is not None:
                 found.table(MEMORY, "MB").add(node.name, "peak", peak / 1e6)
