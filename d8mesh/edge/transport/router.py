@@ -7,7 +7,11 @@ Source: https://libzmq.readthedocs.io/en/latest/zmq_socket.html, RFC 26/CurveZMQ
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
+import secrets
+import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -31,6 +35,9 @@ from d8mesh.edge.transport.socket_options import (
 from d8mesh.edge.transport.zap import CURVE, ZAP_DOMAIN, Gate, ZapHandler
 from d8mesh.errors import D8Error
 
+#: Where `srand` is; None: in what the process has loaded already.
+_C_LIBRARY: Final = "ucrtbase" if sys.platform == "win32" else None
+_SEED_BITS: Final = 32
 #: Connections waiting to be accepted.
 BACKLOG: Final = 1024
 #: Connections whose address and key are remembered.
@@ -75,6 +82,7 @@ class RouterEndpoint:
             except BaseException:
                 self._context.term()
                 raise
+        _number_from_anywhere()
         self.socket = _guarded(self._context, keys)
         self._alone = [(self.socket, READABLE)]
         self._send = plain_send(self.socket)
@@ -199,6 +207,17 @@ class RouterEndpoint:
             listening.append(self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
             port = int(listening[-1].rpartition(":")[2])
         return port
+
+
+def _number_from_anywhere() -> None:
+    """Have the names that the next ROUTER of this thread gives begin where nobody knows.
+
+    It numbers its connections from what the C library draws, the same in each process, as ZeroMQ
+    gives it no seed. A peer may ask for any name: by one that is yet to come it would end the
+    process (``Assertion failed: ok``), by one that was another's it would stand in for that one.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # a system without it: they can be guessed
+        ctypes.CDLL(_C_LIBRARY).srand(ctypes.c_uint(secrets.randbits(_SEED_BITS)))
 
 
 def _guarded(context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair | None) -> zmq.Socket[bytes]:

@@ -51,6 +51,28 @@ def test_messages_of_several_frames_are_told_apart(
         assert [frame for _, frame in receive(router, 4)] == [told, b"after", told, b"end"]
 
 
+def test_names_of_connections_begin_elsewhere_in_each_process() -> None:
+    """By a name that is yet to come, which a peer may ask for, ZeroMQ ends the process."""
+    code = """
+import time
+from tests.keyed import link_to, router_at
+router = router_at()
+link = link_to(router.port)
+link.send(b"hello")
+while not (received := router.receive(1)):
+    time.sleep(0.01)
+print(received[0][0].routing_id.hex())
+link.close()
+router.close()
+"""
+    run = [sys.executable, "-c", code]
+    names = {
+        subprocess.run(run, capture_output=True, text=True, timeout=60, check=True).stdout
+        for _ in range(2)
+    }
+    assert len(names) == 2
+
+
 # ------------------------------------------------------------------- peers in trouble
 
 
