@@ -114,7 +114,7 @@ def is_failed(line: bytes) -> bool:
         told = _decode(line)
         response = told.get("response") or {}
         return told.get("error") is not None or response.get("status_code", 0) >= 400
-    except (msgspec.DecodeError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError):
         return False
 
 

@@ -89,7 +89,7 @@ def state_of(out: Path, digest: str, count: int, options: Mapping[str, str]) -> 
                 "take another name"
             ) from None
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: it cannot be read ({error}); {anew}") from error
     if not out.exists() and not out.with_name(out.name + EARLY_SUFFIX).exists():
         return None  # what was answered is gone, here and there: it is asked anew

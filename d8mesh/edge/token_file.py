@@ -144,7 +144,7 @@ def _read(path: Path, kind: type[_Content]) -> _Content | None:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     try:
         return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path}: it is damaged ({error}). Bring it back from a copy, or delete it and make "
             "the tokens anew"

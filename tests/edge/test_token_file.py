@@ -124,3 +124,12 @@ def test_those_who_add_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     for each in threads:
         each.join()
     assert {each.name for each in TokenFile(tmp_path).tokens()} == {f"t{n}" for n in range(8)}
+
+
+def test_tokens_that_are_no_text_are_damaged(tmp_path: Path) -> None:
+    file = TokenFile(tmp_path)
+    file.add(token_of("alice"))
+    path = tmp_path / TOKENS_NAME
+    path.write_bytes(path.read_bytes().replace(b"name", b"n\xddme", 1))
+    with pytest.raises(ConfigError, match="damaged"):
+        file.tokens()

@@ -98,6 +98,6 @@ def rest_of(payload: bytes) -> bytes:
     """Return what is kept of a result, as its client wishes, with a mark that it was erased."""
     try:
         kept = msgspec.msgpack.decode(payload, type=dict[str, msgspec.Raw]) if payload else {}
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):
         kept = {}
     return msgspec.msgpack.encode(kept | {"erased": True})

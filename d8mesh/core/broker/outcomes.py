@@ -239,7 +239,7 @@ _read_answer: Final = msgspec.msgpack.Decoder(_AnswerRead).decode
 def _tokens_of(payload: bytes) -> AnswerTokens:
     try:
         return _read_answer(payload).usage
-    except (msgspec.DecodeError, RecursionError):  # of another handler
+    except (ValueError, RecursionError):  # of another handler
         return NO_TOKENS
 
 
@@ -266,7 +266,7 @@ class Failure(msgspec.Struct, frozen=True):
         """Return what a result says; of one that is no object, nothing."""
         try:
             return msgspec.msgpack.decode(payload, type=cls)
-        except (msgspec.DecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return cls()
 
     @property

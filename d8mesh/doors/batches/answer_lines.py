@@ -99,7 +99,7 @@ def usage_in(line: bytes) -> object:
     """Return the usage that a line of an output file tells."""
     try:
         return msgspec.json.decode(line)["response"]["body"].get("usage")
-    except (msgspec.DecodeError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -37,7 +37,7 @@ def pieces_of(payloads: Sequence[bytes]) -> Iterator[tuple[Piece, JsonObject | N
     for payload in payloads:
         try:
             told = _told.decode(payload)
-        except (msgspec.DecodeError, RecursionError):
+        except (ValueError, RecursionError):
             continue  # not of our handlers: the finished answer has it
         if told.is_text:
             texts.append(told.text)
@@ -63,7 +63,7 @@ def objects_of(payloads: Sequence[bytes]) -> Iterator[tuple[Piece, JsonObject | 
     for payload in payloads:
         try:
             told = _object.decode(payload)
-        except (msgspec.DecodeError, RecursionError):
+        except (ValueError, RecursionError):
             continue
         if isinstance(told, dict):
             yield Piece(extra=told, is_working=True), None

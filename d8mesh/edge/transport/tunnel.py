@@ -291,7 +291,7 @@ def _sentence_in(status: int, content: bytes) -> str:
         return text
     try:
         told = msgspec.json.decode(content, type=_ToldRefusal)
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return f"status {status}"
     return told.error[:MAX_SENTENCE_BYTES] or f"status {status}"
 

@@ -186,7 +186,7 @@ def test_clocks_of_what_is_erased_or_pruned_are_let_go(
     assert len(broker.state.timers) == 1
 
 
-@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x01", b"\x91" * 5000])
+@pytest.mark.parametrize("payload", [b"\x81\xa1\xdd\xc0", b"", b"\xc1", b"\x01", b"\x91" * 5000])
 def test_a_rest_that_is_no_object_is_none(payload: bytes) -> None:
     assert msgspec.msgpack.decode(rest_of(payload)) == {"erased": True}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from d8mesh.core.broker.outcomes import Failure, failure_payload
+from d8mesh.core.broker.outcomes import Failure, _tokens_of, failure_payload
+from d8mesh.core.broker.service_states import NO_TOKENS
 from d8mesh.core.protocol import messages as m
 from d8mesh.errors import UnknownTaskError
 from tests.core.llm_services import host, model, service
@@ -118,3 +119,9 @@ def test_how_long_an_answer_was_goes_into_the_pace_of_its_machine(broker: WiredB
         paces.append(found.pace)
         found.pace = 0.0
     assert paces[-1] == pytest.approx(1.2)  # 12 s for what takes 10
+
+
+def test_a_result_with_a_name_that_is_no_text_tells_nothing() -> None:
+    odd = b"\x81\xa1\xdd\xc0"
+    assert Failure.of(odd) == Failure()
+    assert _tokens_of(odd) == NO_TOKENS
