@@ -93,7 +93,7 @@ class OrchestratorTrust:
 
     def _is_open(self, broker: KnownBroker, trust: Trust, *, is_heard: bool) -> bool:
         if trust.is_open:
-            self._strangers.pop(broker.server_key or b"", None)
+            self._let_in(broker.server_key or b"")
         elif is_heard:
             self._note(broker, trust)
         return trust.is_open
@@ -104,7 +104,7 @@ class OrchestratorTrust:
 
     def let_through(self, url: str) -> None:
         """Whoever answers at the URL can be talked to."""
-        self._strangers.pop(url.encode(), None)
+        self._let_in(url.encode())
 
     def unreachable(self, key: bytes | None) -> None:
         """Nobody answers there: another one may be tried at once."""
@@ -181,6 +181,11 @@ class OrchestratorTrust:
                 event(_log, logging.ERROR, "pins.unreadable", why=str(error))
             self._is_broken = True
         return self._pinned + self._unkept + self._given
+
+    def _let_in(self, key: bytes) -> None:
+        if key in self._strangers:  # mostly not: no lock is taken for each look
+            with self._lock:
+                self._strangers.pop(key, None)
 
     def _note(self, broker: KnownBroker, trust: Trust) -> None:
         key = broker.server_key or broker.broker_id.encode()
