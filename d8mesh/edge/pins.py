@@ -23,7 +23,7 @@ import filelock
 from d8mesh.core.protocol.membership import fingerprint
 from d8mesh.core.protocol.pinning import MAX_PINS, Pin, with_pin, without_pin
 from d8mesh.errors import ConfigError
-from d8mesh.private import FILE_MODE, make_folder, sync_names
+from d8mesh.private import FILE_MODE, make_folder, replace_file
 from d8mesh.program import command_name
 from d8mesh.setting_forms import NAME_PATTERN
 
@@ -181,12 +181,4 @@ def _write(path: Path, table: _Table) -> None:
         ]
         for mesh, pins in table.items()
     }
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.unlink(missing_ok=True)  # of a process that was killed: its mode may be another
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(json.dumps(rows, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    sync_names(path.parent)  # else a power cut may bring back a key that was removed
+    replace_file(path, f"{json.dumps(rows, indent=1)}\n".encode())
