@@ -11,6 +11,7 @@ import functools
 import hashlib
 import http.client
 import json
+import re
 import socket
 import ssl
 import time
@@ -77,6 +78,14 @@ def connect_to(url: str, trusted: Collection[str], *, timeout_s: float) -> socke
         raise ssl.SSLCertVerificationError(1, told) from error
 
 
+def asked_host(url: str) -> str:
+    """Return what the Host header of a request to this URL says.
+
+    The zone of an IPv6 address (``%eth0``) is this machine's, and means nothing there (RFC 6874).
+    """
+    return re.sub(r"%[^]]*", "", urlsplit(url).netloc)
+
+
 def get_json(
     url: str,
     path: str,
@@ -97,7 +106,7 @@ def get_json(
         ValueError: what answers is no JSON of `max_bytes` at most, or the URL is none.
     """
     lines = (
-        *(f"GET {path} HTTP/1.1", f"Host: {urlsplit(url).netloc}"),
+        *(f"GET {path} HTTP/1.1", f"Host: {asked_host(url)}"),
         *("Accept: application/json", "Connection: close", "", ""),
     )
     head = "\r\n".join(lines).encode("ascii")
