@@ -93,6 +93,20 @@ class Caps:
     unheard_per_address: int = MAX_UNHEARD_PER_ADDRESS
 
 
+@dataclass(slots=True)
+class _FirstMessage:
+    """The first message of a connection has come out.
+
+    place: of ZeroMQ's descriptor, and what else tells its socket from others that have the same
+        number before and after it.
+    is_passed: the monitor has told of all connections that were there when it came.
+    """
+
+    place: tuple[int, int]
+    routing_id: bytes
+    is_passed: bool = False
+
+
 class Connections:
     """Watches the connections of a ROUTER that is not bound yet.
 
@@ -131,9 +145,11 @@ class Connections:
         self._gone: OrderedDict[bytes, None] = OrderedDict()
         self._count: Counter[str] = Counter()
         self._unheard: Counter[str] = Counter()
-        #: what the loop told: (descriptor, routing id) of first messages, routing ids to be dropped
-        self._heard: deque[tuple[int, bytes]] = deque()
+        #: what the loop told: first messages, routing ids to be dropped
+        self._heard: deque[_FirstMessage] = deque()
         self._dropped: deque[bytes] = deque()
+        #: first messages of connections that the monitor has yet to tell of
+        self._early: list[_FirstMessage] = []
         #: handshakes that succeeded, of connections not heard yet; the gate's refusals, as far as
         #: their connections have ended
         self._finished, self._denied, self._refusals = 0, refusals(), refusals
@@ -160,7 +176,8 @@ class Connections:
         with contextlib.suppress(zmq.ZMQError):
             descriptor = part.get(zmq.SRCFD)
             if isinstance(descriptor, int):
-                self._heard.append((descriptor, routing_id))
+                place = (descriptor, _socket_number(descriptor))
+                self._heard.append(_FirstMessage(place, routing_id))
 
     def took(self, received: list[tuple[Peer, bytes | None]], *, is_all: bool) -> None:
         """Learn what has come out; `is_all`: nothing more was there.
@@ -218,7 +235,10 @@ class Connections:
             except zmq.Again:
                 break
             self._take_in(int.from_bytes(told[:2], sys.byteorder), told[2:6], now)
-        self._note_heard(is_all=True)
+        self._note_heard()
+        self._early = [each for each in self._early if not each.is_passed]
+        for each in self._early:
+            each.is_passed = True  # of those that came meanwhile the monitor tells next time
         for routing_id in dropped:
             connection = self._by_routing_id.get(routing_id)
             if connection is not None:
@@ -238,7 +258,9 @@ class Connections:
 
     def _accepted(self, descriptor: int, now: float) -> None:
         handle, address = _duplicate(descriptor)
-        self._table[descriptor] = connection = TcpConnection(handle, address, now, self.round)
+        number = 0 if handle is None else _socket_number(handle.fileno())
+        connection = TcpConnection(handle, address, now, self.round, number=number)
+        self._table[descriptor] = connection
         self._count[address] += 1
         self._unheard[address] += 1
         if self._is_crowded(address):
@@ -255,21 +277,32 @@ class Connections:
             or self._unheard[address] > caps.unheard_per_address
         )
 
-    def _note_heard(self, *, is_all: bool = False) -> None:
+    def _note_heard(self) -> None:
         """Take in who has spoken; of who has come meanwhile the monitor has yet to tell."""
-        for _ in range(len(self._heard)):
-            descriptor, routing_id = self._heard.popleft()
-            connection = self._table.get(descriptor)
-            if connection is None and not is_all:
-                self._heard.append((descriptor, routing_id))
-            if connection is None or connection.routing_id == routing_id:
-                continue
-            if connection.routing_id is None:
-                self._finished = max(0, self._finished - 1)
-                _less(self._unheard, connection.address)
-            connection.routing_id = routing_id
-            self._by_routing_id[routing_id] = connection
-            self.guard.settle(connection)
+        fresh = [self._heard.popleft() for _ in range(len(self._heard))]
+        self._early = [each for each in (*self._early, *fresh) if not self._is_noted(each)]
+
+    def _is_noted(self, first: _FirstMessage) -> bool:
+        """Note whose a first message is; False: of none that is known yet.
+
+        A number is given again at once when a connection ends: the next one may have spoken before
+        the monitor tells of either.
+        """
+        descriptor, number = first.place
+        connection, routing_id = self._table.get(descriptor), first.routing_id
+        if connection is None or (connection.number != number and connection.number and number):
+            return False
+        if connection.routing_id == routing_id:
+            return True
+        if connection.routing_id is None:
+            self._finished = max(0, self._finished - 1)
+            _less(self._unheard, connection.address)
+        else:
+            self._by_routing_id.pop(connection.routing_id, None)
+        connection.routing_id = routing_id
+        self._by_routing_id[routing_id] = connection
+        self.guard.settle(connection)
+        return True
 
     def _ended(self, descriptor: int, now: float) -> None:
         is_unfinished, self._is_unfinished = self._is_unfinished, False
@@ -374,11 +407,23 @@ def _duplicate(descriptor: int) -> tuple[socket.socket | None, str]:
         copy = socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM)
         # Made anew, it knows its family: at a port of all addresses everybody comes by IPv6.
         handle = socket.socket(fileno=copy.detach())
-        try:
-            return handle, str(handle.getpeername()[0]).removeprefix("::ffff:")
-        except OSError:
-            handle.close()
+        with contextlib.suppress(OSError):
+            if handle.family in (socket.AF_INET, socket.AF_INET6):  # else it is another's by now
+                return handle, str(handle.getpeername()[0]).removeprefix("::ffff:")
+        handle.close()
     return None, ""
+
+
+def _socket_number(descriptor: int) -> int:
+    """Return the system's own number of a socket, which no other one has while it is open.
+
+    It is 0 on Windows, where descriptors of sockets are no files.
+    """
+    if sys.platform == "win32":
+        return 0
+    with contextlib.suppress(OSError):  # it has ended
+        return os.fstat(descriptor).st_ino
+    return 0
 
 
 def _received(connection: TcpConnection) -> int:
