@@ -13,6 +13,7 @@ Source: https://libzmq.readthedocs.io/en/latest/zmq_socket_monitor.html, RFC 23/
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import stat
@@ -58,6 +59,7 @@ SILENT: Final = "zmq.silent"  #: no handshake in time
 UNHEARD: Final = "zmq.unheard"  #: a handshake, and nothing after it
 FRAME: Final = "zmq.frame"  #: a frame that is too large, or was not sealed by its peer
 CROWD: Final = "zmq.crowd"  #: beyond the most connections
+NAMED: Final = "zmq.named"  #: it has asked for a name: see `routing_numbers`
 #: It was told to end by the loop, which counts why.
 TOLD_TO_END: Final = "dropped"
 
@@ -75,6 +77,16 @@ _TOLD_EVENTS: Final = (
 #: A connection is reset when it is closed, whatever has not been read or sent.
 _RESET: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 _MONITOR_ENDPOINT: Final = "inproc://d8.connections"
+
+
+class _Heard(NamedTuple):
+    """The first message of a connection: its descriptor, whose it is, and its place (`NAMED`)."""
+
+    descriptor: int
+    routing_id: bytes
+    place: float
+    #: the monitor had not told of it when it was last looked for
+    is_sought: bool = False
 
 
 class Rejection(NamedTuple):
@@ -131,12 +143,17 @@ class Connections:
         self._gone: OrderedDict[bytes, None] = OrderedDict()
         self._count: Counter[str] = Counter()
         self._unheard: Counter[str] = Counter()
-        #: what the loop told: (descriptor, routing id) of first messages, routing ids to be dropped
-        self._heard: deque[tuple[int, bytes]] = deque()
+        #: routing ids of connections that have ended, for the loop to forget
+        self.ended: deque[bytes] = deque()
+        #: what the loop told: first messages, routing ids to be dropped
+        self._heard: deque[_Heard] = deque()
         self._dropped: deque[bytes] = deque()
         #: handshakes that succeeded, of connections not heard yet; the gate's refusals, as far as
         #: their connections have ended
         self._finished, self._denied, self._refusals = 0, refusals(), refusals
+        #: handshakes that succeeded so far, and connections with a place to be compared with it
+        self._shaken = 0
+        self._placed: list[tuple[TcpConnection, float]] = []
         #: the monitor has told of a handshake that was not finished: that connection ends next
         self._is_unfinished = False
         self._next_look = 0.0
@@ -155,12 +172,18 @@ class Connections:
 
     # ------------------------------------------------------------- what the loop calls
 
-    def hear_first(self, part: zmq.Frame, routing_id: bytes) -> None:
-        """Learn of the first message of a connection."""
+    def hear_first(self, part: zmq.Frame, routing_id: bytes, place: float) -> None:
+        """Learn of the first message of a connection.
+
+        Args:
+            place: as which connection the ROUTER has named it; `math.inf`: it has not.
+        """
         with contextlib.suppress(zmq.ZMQError):
             descriptor = part.get(zmq.SRCFD)
             if isinstance(descriptor, int):
-                self._heard.append((descriptor, routing_id))
+                self._heard.append(_Heard(descriptor, routing_id, place))
+                if place == math.inf:
+                    self._rouse()
 
     def took(self, received: list[tuple[Peer, bytes | None]], *, is_all: bool) -> None:
         """Learn what has come out; `is_all`: nothing more was there.
@@ -212,6 +235,7 @@ class Connections:
 
     def _step(self, now: float) -> None:
         dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]
+        placed, self._placed = self._placed, []
         while True:
             try:
                 told, _ = self._monitor.recv_multipart(zmq.NOBLOCK)
@@ -219,10 +243,13 @@ class Connections:
                 break
             self._take_in(int.from_bytes(told[:2], sys.byteorder), told[2:6], now)
         self._note_heard(is_all=True)
+        for connection, place in placed:
+            if place > self._shaken:
+                self._refuse(connection, NAMED)
         for routing_id in dropped:
-            connection = self._by_routing_id.get(routing_id)
-            if connection is not None:
-                _cut(connection, TOLD_TO_END)
+            meant = self._by_routing_id.get(routing_id)
+            if meant is not None:
+                _cut(meant, TOLD_TO_END)
         if now >= self._next_look:
             self._look(now)
 
@@ -233,6 +260,7 @@ class Connections:
             self._ended(int.from_bytes(value, sys.byteorder), now)
         elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._finished += 1
+            self._shaken += 1
         else:
             self._is_unfinished = True
 
@@ -258,17 +286,27 @@ class Connections:
     def _note_heard(self, *, is_all: bool = False) -> None:
         """Take in who has spoken; of who has come meanwhile the monitor has yet to tell."""
         for _ in range(len(self._heard)):
-            descriptor, routing_id = self._heard.popleft()
-            connection = self._table.get(descriptor)
-            if connection is None and not is_all:
-                self._heard.append((descriptor, routing_id))
-            if connection is None or connection.routing_id == routing_id:
+            heard = self._heard.popleft()
+            connection = self._table.get(heard.descriptor)
+            if connection is None:
+                if not is_all:
+                    self._heard.append(heard)
+                elif not heard.is_sought:  # it may have come after the monitor was read
+                    self._heard.append(heard._replace(is_sought=True))
+                else:
+                    self.ended.append(heard.routing_id)
+                continue
+            if heard.place == math.inf:
+                self._refuse(connection, NAMED)
                 continue
             if connection.routing_id is None:
                 self._finished = max(0, self._finished - 1)
                 _less(self._unheard, connection.address)
-            connection.routing_id = routing_id
-            self._by_routing_id[routing_id] = connection
+            else:  # the descriptor was another's, which has ended
+                self.ended.append(connection.routing_id)
+            connection.routing_id = heard.routing_id
+            self._by_routing_id[heard.routing_id] = connection
+            self._placed.append((connection, heard.place))
             self.guard.settle(connection)
 
     def _ended(self, descriptor: int, now: float) -> None:
@@ -285,6 +323,7 @@ class Connections:
             _less(self._unheard, connection.address)
         else:
             self._by_routing_id.pop(connection.routing_id, None)
+            self.ended.append(connection.routing_id)
             self._gone[connection.routing_id] = None
             if len(self._gone) > MAX_GONE:
                 self._gone.popitem(last=False)
