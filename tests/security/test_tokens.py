@@ -215,7 +215,9 @@ def test_01_who_may_submit_may_not_replay_a_change_of_models_either(abused: Abus
     shown = (FAR_LINE, f"Authorization: Bearer {secret}")
     cancelled: list[str] = []
     for task in ({"type": "model_remove", "data": {"model": "nobodys"}}, {"type": "nobodys"}):
-        told = abused.http.post("/api/tasks/submit", {"data": {}, "run_at": time.time() + 600} | task)
+        told = abused.http.post(
+            "/api/tasks/submit", {"data": {}, "run_at": time.time() + 600} | task
+        )
         cancelled.append(told.json["task_id"])
         assert abused.http.post(f"/api/tasks/{cancelled[-1]}/cancel", {}).status == 200
     removal, other = cancelled
