@@ -1,16 +1,33 @@
-"""The orchestrators that answer, and what is made of those that tell little or nonsense."""
+"""The orchestrators of the mesh are found, and asked, by who they are and how they answer."""
 
 from __future__ import annotations
 
 import socket
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from bench.mesh import mesh
 from d8mesh.apps import orchestrators
-from d8mesh.apps.orchestrators import ask, look
+from d8mesh.apps.demo import free_ports
+from d8mesh.apps.orchestrators import PassedOver, ask, look
 from d8mesh.config import Config
+
+
+def test_one_of_another_mesh_is_not_among_them_and_is_told_of() -> None:
+    with mesh(workers=0) as running:
+        (other,) = free_ports(1)
+        own = Config(mesh=running.config.mesh, interfaces=("127.0.0.1",), web_port=other)
+        (found,) = look(own)
+        assert found.url == running.url
+        told: list[PassedOver] = []
+        named = replace(own, mesh="another", orchestrator_url=running.url)
+        assert look(named, told.append) == []
+        (stranger,) = told
+    assert stranger.code == "access.mesh"
+    assert running.config.mesh in stranger.why
 
 
 def test_what_is_no_json_is_an_error_of_the_network() -> None:

@@ -13,6 +13,7 @@ Source: https://libzmq.readthedocs.io/en/latest/zmq_socket_monitor.html, RFC 23/
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import stat
@@ -58,6 +59,7 @@ SILENT: Final = "zmq.silent"  #: no handshake in time
 UNHEARD: Final = "zmq.unheard"  #: a handshake, and nothing after it
 FRAME: Final = "zmq.frame"  #: a frame that is too large, or was not sealed by its peer
 CROWD: Final = "zmq.crowd"  #: beyond the most connections
+NAMED: Final = "zmq.named"  #: it has asked for a name: see `routing_numbers`
 #: It was told to end by the loop, which counts why.
 TOLD_TO_END: Final = "dropped"
 
@@ -97,13 +99,16 @@ class Caps:
 class _FirstMessage:
     """The first message of a connection has come out.
 
-    place: of ZeroMQ's descriptor, and what else tells its socket from others that have the same
-        number before and after it.
+    descriptor: ZeroMQ's.
+    number: what tells its socket from others that have that descriptor before and after it.
+    place: as which connection the ROUTER has named it; `math.inf`: it has not.
     is_passed: the monitor has told of all connections that were there when it came.
     """
 
-    place: tuple[int, int]
+    descriptor: int
+    number: int
     routing_id: bytes
+    place: float
     is_passed: bool = False
 
 
@@ -145,6 +150,8 @@ class Connections:
         self._gone: OrderedDict[bytes, None] = OrderedDict()
         self._count: Counter[str] = Counter()
         self._unheard: Counter[str] = Counter()
+        #: routing ids of connections that have ended, for the loop to forget
+        self.ended: deque[bytes] = deque()
         #: what the loop told: first messages, routing ids to be dropped
         self._heard: deque[_FirstMessage] = deque()
         self._dropped: deque[bytes] = deque()
@@ -153,6 +160,9 @@ class Connections:
         #: handshakes that succeeded, of connections not heard yet; the gate's refusals, as far as
         #: their connections have ended
         self._finished, self._denied, self._refusals = 0, refusals(), refusals
+        #: handshakes that succeeded so far, and connections with a place to be compared with it
+        self._shaken = 0
+        self._placed: list[tuple[TcpConnection, float]] = []
         #: the monitor has told of a handshake that was not finished: that connection ends next
         self._is_unfinished = False
         self._next_look = 0.0
@@ -171,13 +181,19 @@ class Connections:
 
     # ------------------------------------------------------------- what the loop calls
 
-    def hear_first(self, part: zmq.Frame, routing_id: bytes) -> None:
-        """Learn of the first message of a connection."""
+    def hear_first(self, part: zmq.Frame, routing_id: bytes, place: float) -> None:
+        """Learn of the first message of a connection.
+
+        Args:
+            place: as of `_FirstMessage`.
+        """
         with contextlib.suppress(zmq.ZMQError):
             descriptor = part.get(zmq.SRCFD)
             if isinstance(descriptor, int):
-                place = (descriptor, _socket_number(descriptor))
-                self._heard.append(_FirstMessage(place, routing_id))
+                number = _socket_number(descriptor)
+                self._heard.append(_FirstMessage(descriptor, number, routing_id, place))
+                if place == math.inf:
+                    self._rouse()
 
     def took(self, received: list[tuple[Peer, bytes | None]], *, is_all: bool) -> None:
         """Learn what has come out; `is_all`: nothing more was there.
@@ -229,6 +245,7 @@ class Connections:
 
     def _step(self, now: float) -> None:
         dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]
+        placed, self._placed = self._placed, []
         while True:
             try:
                 told, _ = self._monitor.recv_multipart(zmq.NOBLOCK)
@@ -236,13 +253,17 @@ class Connections:
                 break
             self._take_in(int.from_bytes(told[:2], sys.byteorder), told[2:6], now)
         self._note_heard()
+        self.ended.extend(each.routing_id for each in self._early if each.is_passed)
         self._early = [each for each in self._early if not each.is_passed]
         for each in self._early:
             each.is_passed = True  # of those that came meanwhile the monitor tells next time
+        for connection, place in placed:
+            if place > self._shaken:
+                self._refuse(connection, NAMED)
         for routing_id in dropped:
-            connection = self._by_routing_id.get(routing_id)
-            if connection is not None:
-                _cut(connection, TOLD_TO_END)
+            meant = self._by_routing_id.get(routing_id)
+            if meant is not None:
+                _cut(meant, TOLD_TO_END)
         if now >= self._next_look:
             self._look(now)
 
@@ -253,6 +274,7 @@ class Connections:
             self._ended(int.from_bytes(value, sys.byteorder), now)
         elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._finished += 1
+            self._shaken += 1
         else:
             self._is_unfinished = True
 
@@ -285,22 +307,24 @@ class Connections:
     def _is_noted(self, first: _FirstMessage) -> bool:
         """Note whose a first message is; False: of none that is known yet.
 
-        A number is given again at once when a connection ends: the next one may have spoken before
-        the monitor tells of either.
+        A descriptor is given again at once when a connection ends: the next one may have spoken
+        before the monitor tells of either.
         """
-        descriptor, number = first.place
-        connection, routing_id = self._table.get(descriptor), first.routing_id
+        connection, number = self._table.get(first.descriptor), first.number
         if connection is None or (connection.number != number and connection.number and number):
             return False
-        if connection.routing_id == routing_id:
+        if first.place == math.inf:
+            self._refuse(connection, NAMED)
             return True
         if connection.routing_id is None:
             self._finished = max(0, self._finished - 1)
             _less(self._unheard, connection.address)
         else:
             self._by_routing_id.pop(connection.routing_id, None)
-        connection.routing_id = routing_id
-        self._by_routing_id[routing_id] = connection
+            self.ended.append(connection.routing_id)
+        connection.routing_id = first.routing_id
+        self._by_routing_id[first.routing_id] = connection
+        self._placed.append((connection, first.place))
         self.guard.settle(connection)
         return True
 
@@ -318,6 +342,7 @@ class Connections:
             _less(self._unheard, connection.address)
         else:
             self._by_routing_id.pop(connection.routing_id, None)
+            self.ended.append(connection.routing_id)
             self._gone[connection.routing_id] = None
             if len(self._gone) > MAX_GONE:
                 self._gone.popitem(last=False)

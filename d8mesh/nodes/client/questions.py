@@ -16,7 +16,7 @@ from d8mesh.nodes.client.runner import ClientRunner
 from d8mesh.nodes.client.timeouts import bounded
 
 #: What changes members.
-_MEMBER_ACTIONS: Final[dict[str, MemberChange]] = {
+_CHANGES: Final[dict[str, MemberChange]] = {
     "members.approve": "approve",
     "members.revoke": "revoke",
     "members.forget": "forget",
@@ -120,7 +120,7 @@ class Questions:
 
 def _question(request: int, what: str, args: Mapping[str, object]) -> ClientQuestion:
     """Return the message that asks; changes of members are one of their own."""
-    change = _MEMBER_ACTIONS.get(what)
+    change = _CHANGES.get(what)
     if change is None:
         return Query(request, what, dict(args))
     return ChangeMembers(request, change, str(args.get("who", "")))
