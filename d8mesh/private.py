@@ -39,7 +39,9 @@ def refuse_shared(path: Path, mode: int, otherwise: str) -> None:
     if is_open_to_others(mode):
         raise KeyFileError(
             f"{path}: others on this machine can read it (mode {stat.S_IMODE(mode):04o}, expected "
-            f"0600). Run: chmod 600 {path}. If somebody else may have read it, {otherwise}"
+            f"0600). Run: chmod 600 {path}. If somebody else may have read it, {otherwise}. If its "
+            "mode stays as it is, the disk knows none (FAT, exFAT): set D8_DATA_DIR to a folder on "
+            "another"
         )
 
 

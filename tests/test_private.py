@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from d8mesh.private import make_file, make_folder, make_once, narrow, replace_file
+from d8mesh.errors import KeyFileError
+from d8mesh.private import (
+    make_file,
+    make_folder,
+    make_once,
+    narrow,
+    refuse_shared,
+    replace_file,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="modes mean nothing there")
 
@@ -74,3 +82,11 @@ def test_a_file_that_the_disk_does_not_take_is_as_it_was_and_nothing_is_left(
     with pytest.raises(OSError, match="No space left"):
         make_once(tmp_path / "key", "secret")
     assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("file", b"before")]
+
+
+def test_a_secret_that_others_can_read_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    refuse_shared(tmp_path / "key", 0o100600, "delete it")
+    with pytest.raises(KeyFileError) as refused:
+        refuse_shared(tmp_path / "key", 0o100640, "delete it")
+    for part in ("mode 0640", f"chmod 600 {tmp_path / 'key'}", "delete it", "set D8_DATA_DIR"):
+        assert part in str(refused.value)
