@@ -21,6 +21,11 @@ FILE_MODE: Final = 0o600
 OTHERS_BITS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
+def is_writable_by_others(mode: int) -> bool:
+    """Return whether others than its owner may write what has this mode."""
+    return sys.platform != "win32" and bool(mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
 def is_open_to_others(mode: int) -> bool:
     """Return whether others than its owner may read or write what has this mode."""
     return sys.platform != "win32" and bool(mode & OTHERS_BITS)

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import stat
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ import filelock
 from d8mesh.core.protocol.membership import fingerprint
 from d8mesh.core.protocol.pinning import MAX_PINS, Pin, with_pin, without_pin
 from d8mesh.errors import ConfigError
-from d8mesh.private import FILE_MODE, make_folder, replace_file
+from d8mesh.private import FILE_MODE, is_writable_by_others, make_folder, replace_file
 from d8mesh.program import command_name
 from d8mesh.setting_forms import NAME_PATTERN
 
@@ -35,8 +34,6 @@ PINS_LOCK_S: Final = 5.0
 MAX_PINNED_MESHES: Final = 256
 #: Largest file that is read: what the two bounds allow, and room.
 MAX_PINS_BYTES: Final = 8_000_000
-#: Who else may write a file.
-_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _FINGERPRINT_FORM: Final = re.compile(r"([a-z2-7]{4}-){3}[a-z2-7]{4}", re.ASCII)
 
 _Table = dict[str, tuple[Pin, ...]]
@@ -136,8 +133,8 @@ def _read(path: Path) -> _Table:
         return {}
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if sys.platform != "win32" and mode & _OTHERS_WRITE:  # Windows: the user's folder keeps others
-        raise ConfigError(  # out
+    if is_writable_by_others(mode):
+        raise ConfigError(
             f"{path}: others on this machine can write it (mode {stat.S_IMODE(mode):04o}, expected "
             f"0600). Run chmod 600 {path}, then see with `{command_name()} join pins` whether all "
             "of these keys are yours"

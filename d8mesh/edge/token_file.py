@@ -7,6 +7,8 @@ usage. Both files are of their owner alone, and are replaced as a whole.
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
@@ -16,7 +18,7 @@ import msgspec
 
 from d8mesh.core.protocol.access_tokens import AccessToken, TokenUsage
 from d8mesh.errors import ConfigError, D8Error
-from d8mesh.private import FILE_MODE, replace_file
+from d8mesh.private import FILE_MODE, is_writable_by_others, replace_file
 
 #: In the orchestrator's folder of the data folder.
 TOKENS_NAME: Final = "tokens.json"
@@ -142,11 +144,18 @@ class TokenFile:
 def _read(path: Path, kind: type[_Content]) -> _Content | None:
     try:
         with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             text = file.read(MAX_TOKEN_FILE_BYTES + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
+    if is_writable_by_others(mode):
+        raise ConfigError(
+            f"{path}: others on this machine can write it (mode {stat.S_IMODE(mode):04o}, expected "
+            f"0600). Run chmod 600 {path}, then see with `token list` whether all of these tokens "
+            "are yours"
+        )
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:

@@ -93,6 +93,18 @@ def test_nobody_else_may_read_the_files_whatever_the_umask(tmp_path: Path) -> No
     assert set(modes.values()) == {0o600}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX's")
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_tokens_that_others_may_have_written_let_nobody_in(tmp_path: Path, mode: int) -> None:
+    file = TokenFile(tmp_path)
+    file.add(token_of("alice"))
+    (tmp_path / TOKENS_NAME).chmod(mode)
+    with pytest.raises(ConfigError, match=r"others on this machine can write it.*chmod 600"):
+        file.tokens()
+    (tmp_path / TOKENS_NAME).chmod(0o644)
+    assert len(file.tokens()) == 1
+
+
 def test_the_secret_is_in_no_file(tmp_path: Path) -> None:
     file = TokenFile(tmp_path)
     file.add(token_of("a", secret="d8_very-secret"))

@@ -76,9 +76,10 @@ class UseView(Struct, frozen=True, gc=False):
 
 
 class Drop(Struct, frozen=True, gc=False):
-    """Close the connection of this peer."""
+    """Close the connection of this peer; if it is still there, count that by `code`, if any."""
 
     peer: Peer
+    code: str = ""
 
 
 class Notice(Struct, frozen=True, gc=False):

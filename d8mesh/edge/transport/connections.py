@@ -152,9 +152,9 @@ class Connections:
         self._unheard: Counter[str] = Counter()
         #: routing ids of connections that have ended, for the loop to forget
         self.ended: deque[bytes] = deque()
-        #: what the loop told: first messages, routing ids to be dropped
+        #: what the loop told: first messages, routing ids to be dropped and why
         self._heard: deque[_FirstMessage] = deque()
-        self._dropped: deque[bytes] = deque()
+        self._dropped: deque[tuple[bytes, str]] = deque()
         #: first messages of connections that the monitor has yet to tell of
         self._early: list[_FirstMessage] = []
         #: handshakes that succeeded, of connections not heard yet; the gate's refusals, as far as
@@ -208,9 +208,9 @@ class Connections:
         """Return whether it is known that a connection has ended. Thread: any."""
         return routing_id in self._gone
 
-    def drop(self, routing_id: bytes) -> None:
-        """Cut a connection off; nothing of it is counted here."""
-        self._dropped.append(routing_id)
+    def drop(self, routing_id: bytes, code: str = "") -> None:
+        """Cut a connection off; without a code nothing of it is counted here."""
+        self._dropped.append((routing_id, code))
         self._rouse()
 
     def close(self) -> None:
@@ -260,9 +260,11 @@ class Connections:
         for connection, place in placed:
             if place > self._shaken:
                 self._refuse(connection, NAMED)
-        for routing_id in dropped:
+        for routing_id, code in dropped:
             meant = self._by_routing_id.get(routing_id)
-            if meant is not None:
+            if meant is not None and code:
+                self._refuse(meant, code)
+            elif meant is not None:
                 _cut(meant, TOLD_TO_END)
         if now >= self._next_look:
             self._look(now)
@@ -384,8 +386,8 @@ class Connections:
 
     def _refuse(self, connection: TcpConnection, code: str) -> None:
         if not connection.code:
-            self._reject(code, connection.address)
             _cut(connection, code)
+            self._reject(code, connection.address)
 
     def _reject(self, code: str, address: str) -> None:
         self.rejections.append(Rejection(code, address))

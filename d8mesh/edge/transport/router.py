@@ -174,9 +174,9 @@ class RouterEndpoint:
         """Return whether a peer is there and takes what it is sent. Thread: any."""
         return routing_id not in self._slow and not self._connections.has_ended(routing_id)
 
-    def drop(self, peer: Peer) -> None:
-        """Close the connection of a peer."""
-        self._connections.drop(peer.routing_id)
+    def drop(self, peer: Peer, code: str = "") -> None:
+        """Close the connection of a peer; with a code it is one of the `rejections`."""
+        self._connections.drop(peer.routing_id, code)
 
     def close(self) -> None:
         """Let the port go."""

@@ -12,6 +12,7 @@ from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.joins import KEEP_AGAIN_S, KEEP_S, MAX_NOTED, NOTICES_PER_MINUTE
 from d8mesh.core.broker.members_view import Knock, Membership
 from d8mesh.core.broker.strikes import BAN_S, BURST_STRIKES
+from d8mesh.core.broker.unwelcome import MAX_UNWELCOME_PER_ADDRESS, UNWELCOME_S
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.membership import Verdict, fingerprint
 from d8mesh.core.protocol.task import Requeued, TaskState
@@ -265,6 +266,34 @@ def test_a_rest_worker_cannot_have_the_id_of_a_key(broker: WiredBroker) -> None:
     assert answer.code == "worker.id_taken"
     assert change(broker, "forget", "w").code == ""
     assert broker.ask(broker.client(OURS, key=OWN), "poll.register", **asked).code == ""
+
+
+@pytest.mark.parametrize("said", [hello("w", mesh="another"), m.Watch([])])
+def test_who_opens_no_session_is_closed_after_a_while(broker: WiredBroker, said: m.Message) -> None:
+    peer = broker.peer("r-odd", "10.0.0.5", OTHER)
+    broker.say(peer, said)
+    broker.pass_time(UNWELCOME_S - 1)
+    broker.say(peer, said)
+    assert broker.dropped == []
+    broker.pass_time(2)
+    assert broker.dropped == [peer]
+
+
+def test_who_opens_one_in_time_stays(broker: WiredBroker) -> None:
+    peer = broker.peer("c-late", "10.0.0.5", OTHER)
+    broker.say(peer, m.Watch([]))
+    broker.say(peer, hello("late"))
+    assert broker.got(peer, m.Welcome)
+    broker.pass_time(UNWELCOME_S + 1)
+    assert broker.dropped == []
+
+
+def test_of_those_who_open_none_an_address_has_a_few(broker: WiredBroker) -> None:
+    for n in range(MAX_UNWELCOME_PER_ADDRESS + 3):
+        key = n.to_bytes(32, "big")
+        broker.say(broker.peer(f"r-{n}", "10.0.0.5", key), hello("w", mesh="another"))
+    assert len(broker.dropped) == 3
+    assert broker.got(broker.worker("w", key=KEY), m.Welcome)
 
 
 def test_a_peer_of_no_session_is_not_led_on_by_the_verbs_of_others(broker: WiredBroker) -> None:
