@@ -14,7 +14,7 @@ import pytest
 from bench.mesh import mesh
 from d8mesh.apps import orchestrators
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.orchestrators import Orchestrator, ask, look
+from d8mesh.apps.orchestrators import Orchestrator, as_shown_at, ask, look
 from d8mesh.apps.status import ENDED_SHOWN_S, counts, counts_text, lines, run
 from d8mesh.config import Config
 from d8mesh.options import status as add_arguments
@@ -110,6 +110,15 @@ def test_what_speaks_no_https_and_what_does_not_answer_are_told_apart(
     told = json.loads(capsys.readouterr().out)
     assert told["error"] == "No orchestrator of mesh tls answers."
     assert told["code"] == "broker.unavailable"
+
+
+def test_a_closed_orchestrator_is_shown_a_token_only_where_a_person_named_it() -> None:
+    named = "https://10.0.0.1:7001"
+    config = Config(token="a-token-of-8", orchestrator_url=named, tls_trust=("ab" * 32,))
+    assert as_shown_at(named, {"ab" * 32}, config) == config
+    heard = as_shown_at("https://10.0.0.2:7001", {"ab" * 32, "cd" * 32}, config)
+    assert heard.token is None
+    assert heard.tls_trust == ("ab" * 32, "cd" * 32)
 
 
 def test_what_is_no_json_is_an_error_of_the_network() -> None:
