@@ -101,12 +101,16 @@ def prepared(config: Config, names: Collection[str]) -> TlsFiles | None:
                 _make(folder, names)
             _refuse_shared(files.key)
         except OSError as error:
-            raise ConfigError(
-                f"D8_TLS=auto: {error.filename or folder}: {error.strerror or error}. Bring it "
-                f"back from a copy, or delete {folder}: another pair is made, with another "
-                "fingerprint"
-            ) from error
+            told = f"D8_TLS=auto: {error.filename or folder}: {error.strerror or error}"
+            if folder.exists():
+                told += (
+                    f". Bring it back from a copy, or delete {folder}: another pair is made, with "
+                    "another fingerprint"
+                )
+            raise ConfigError(told) from error
     server_context(files)
+    if config.tls != "auto":
+        _refuse_public(files.key)
     until = _certificate_in(files.certificate).not_valid_after_utc
     if until < datetime.now(UTC):
         raise ConfigError(
@@ -170,6 +174,16 @@ def _refuse_shared(key: Path) -> None:
             f"{key}: others on this machine can read it (mode {mode:04o}, expected 0600). Run: "
             f"chmod 600 {key}. If somebody else may have read it, delete {key.parent} instead: "
             "another pair, with another fingerprint, is made at the next start"
+        )
+
+
+def _refuse_public(key: Path) -> None:
+    """Refuse a key of a person's that every user can read; a group of its own may, as on Debian."""
+    mode = stat.S_IMODE(key.stat().st_mode)
+    if sys.platform != "win32" and mode & stat.S_IRWXO:
+        raise KeyFileError(
+            f"D8_TLS: {key}: every user of this machine can read it (mode {mode:04o}). Run: "
+            f"chmod o= {key}. If somebody else may have read it, get another pair"
         )
 
 

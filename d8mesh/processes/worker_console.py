@@ -200,6 +200,13 @@ class WorkerConsole:
                 before=before,
                 id=self._name,
             )
+            program = command_name()
+            self._say_tr(
+                "if that was this machine, and its key file is lost: run {forget} at the "
+                "orchestrator, then start here {worker}",
+                forget=f"{program} join forget {before}",
+                worker=f"{program} worker --name {before}",
+            )
         self._look_at_orchestrators(status, now)
         for why in self._news(status["refused"]):
             self._say_tr("an orchestrator refuses this worker: {why}", why=translated(why))

@@ -13,6 +13,7 @@ import pytest
 
 from d8mesh.processes import worker_console
 from d8mesh.processes.worker_console import INTERVAL_S, PATIENCE_S, REMIND_S, WorkerConsole
+from d8mesh.program import command_name
 
 AT = {"broker_id": "orch-1", "endpoint": "tcp://10.0.0.1:7010"}
 
@@ -188,7 +189,9 @@ def test_refusals_a_full_outbox_and_another_name_are_told(scene: Scene) -> None:
     assert scene.said(outbox="the disk is full") == ["no new tasks are taken: the disk is full"]
     assert scene.said(outbox=None) == ["tasks are taken again"]
     assert scene.said(worker_id="bob-1") == [
-        "another worker of the mesh is called bob: this one goes on as bob-1"
+        "another worker of the mesh is called bob: this one goes on as bob-1",
+        f"if that was this machine, and its key file is lost: run {command_name()} join forget "
+        f"bob at the orchestrator, then start here {command_name()} worker --name bob",
     ]
 
 

@@ -63,8 +63,9 @@ def payload_key_in(folder: Path) -> bytes | None:
     if is_open_to_others(mode):
         raise KeyFileError(
             f"{path}: others on this machine can read it (mode {stat.S_IMODE(mode):04o}, expected "
-            f"0600). Run: chmod 600 {path}. If somebody else may have read it, start once with "
-            "D8_ENCRYPT=0, delete it, and start again: a new key is made"
+            f"0600). Run: chmod 600 {path}. If somebody else may have read it, after that start "
+            "once with D8_ENCRYPT=0, which reads with it what is there; then delete it, and start "
+            "with D8_ENCRYPT=1: a new key is made"
         )
     found = _KEY_LINE.search(text.decode("ascii", "replace")) if len(text) <= _MAX_BYTES else None
     if found is None:
