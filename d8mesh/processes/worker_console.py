@@ -89,7 +89,7 @@ class WorkerConsole:
             host: where its status page can be opened.
         """
         status = self._status()
-        self._name = str(status["worker_id"])
+        self._name = str(status["called_before"] or status["worker_id"])
         kind, slots = status["worker_type"], status["slots"]
         self._say_tr(
             "worker {id} ({kind}), d8mesh {version}, mesh {mesh}",
