@@ -128,8 +128,8 @@ def _run(arguments: Sequence[str]) -> int:
     except OSError as error:
         if terminal.is_reader_gone(error) or error.errno is None:
             raise
-        where = "" if error.filename is None else f"{error.filename}: "
-        return _failed(D8Error(f"{where}{error.strerror}"), is_json=is_json)
+        place = [] if error.filename is None else [str(error.filename)]
+        return _failed(D8Error(": ".join([*place, str(error.strerror)])), is_json=is_json)
     except KeyboardInterrupt as interrupt:
         _tell_notes(interrupt)
         return INTERRUPTED
