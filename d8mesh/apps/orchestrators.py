@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -71,7 +71,8 @@ def look(
             continue
         if health.get("code") == "access.token":
             is_ours = health.get("mesh", config.mesh) == config.mesh
-            closed = _through_broker(url, config, on_stranger, answer_s) if is_ours else None
+            shown = as_shown_at(url, trusted, config)
+            closed = _through_broker(url, shown, on_stranger, answer_s) if is_ours else None
             if closed is not None:
                 found[str(closed.health.get("broker_id"))] = closed
             continue
@@ -119,6 +120,18 @@ def _health(
         said = escaped(translated(str(health.get("error"))[:MAX_REFUSAL_CHARS]))
         on_stranger(PassedOver(f"{url}: {said}", "http.plain"))
     return None
+
+
+def as_shown_at(url: str, trusted: Collection[str], config: Config) -> Config:
+    """Return the settings with which a closed orchestrator is asked there.
+
+    Its certificate is known by what was told of it; a token is for the place that a person named.
+
+    Args:
+        trusted: fingerprints of certificates that are good there.
+    """
+    token = config.token if url == config.orchestrator_url else None
+    return replace(config, tls_trust=tuple(sorted(trusted)), token=token)
 
 
 def _through_broker(

@@ -137,6 +137,8 @@ class TokenFile:
             raise ConfigError(f"{self._folder}: {error.strerror or error}") from error
         try:
             yield
+        except OSError as error:
+            raise ConfigError(f"{self._tokens}: {error.strerror or error}") from error
         finally:
             lock.release()
 

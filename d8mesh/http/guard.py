@@ -118,7 +118,10 @@ class Guard:
             if is_near:
                 return NEAR
             if self._is_closed:
-                raise _no_key()
+                raise _closed(
+                    "this mesh is closed: send its key, or an access token, as "
+                    "Authorization: Bearer"
+                )
             return ANYBODY
         if self._is_link(fields.get("x-d8-link"), shown):
             return Access(LINK_SCOPES, is_near=is_near, is_shown=True, name="of a link")
@@ -145,7 +148,7 @@ class Guard:
         if is_near:  # programs that must send something send anything
             return NEAR
         if self._is_closed:
-            raise _no_key()
+            raise _closed("this mesh is closed, and the key or token that was sent is none of its")
         return ANYBODY
 
     def admits(self, peer: str) -> bool:
@@ -224,9 +227,6 @@ def is_forwarded(fields: Mapping[str, str]) -> bool:
     return not _FORWARDING.isdisjoint(fields) or _FORWARDING_PREFIX in " ".join(fields)
 
 
-def _no_key() -> Refusal:
-    told = (
-        "this mesh is closed: send its key, or an access token, as Authorization: Bearer (at the "
-        f"orchestrator `{command_name()} token create NAME` makes one)"
-    )
+def _closed(why: str) -> Refusal:
+    told = f"{why} (at the orchestrator `{command_name()} token create NAME` makes one)"
     return Refusal("access.token", told, headers=CHALLENGE)

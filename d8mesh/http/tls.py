@@ -12,6 +12,8 @@ import hashlib
 import secrets
 import shutil
 import ssl
+import stat
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from d8mesh.config import Config
-from d8mesh.errors import ConfigError
+from d8mesh.errors import ConfigError, KeyFileError
 from d8mesh.private import refuse_shared, sync_names, write_new
 
 if TYPE_CHECKING:
@@ -104,12 +106,16 @@ def prepared(config: Config, names: Collection[str]) -> TlsFiles | None:
                 "next start",
             )
         except OSError as error:
-            raise ConfigError(
-                f"D8_TLS=auto: {error.filename or folder}: {error.strerror or error}. Bring it "
-                f"back from a copy, or delete {folder}: another pair is made, with another "
-                "fingerprint"
-            ) from error
+            told = f"D8_TLS=auto: {error.filename or folder}: {error.strerror or error}"
+            if folder.exists():
+                told += (
+                    f". Bring it back from a copy, or delete {folder}: another pair is made, with "
+                    "another fingerprint"
+                )
+            raise ConfigError(told) from error
     server_context(files)
+    if config.tls != "auto":
+        _refuse_public(files.key)
     until = _certificate_in(files.certificate).not_valid_after_utc
     if until < datetime.now(UTC):
         raise ConfigError(
@@ -164,6 +170,16 @@ def _read(path: Path) -> bytes:
 
 def _own_folder(config: Config) -> Path:
     return Path(config.data_dir) / "orchestrator" / TLS_FOLDER
+
+
+def _refuse_public(key: Path) -> None:
+    """Refuse a key of a person's that every user can read; a group of its own may, as on Debian."""
+    mode = stat.S_IMODE(key.stat().st_mode)
+    if sys.platform != "win32" and mode & stat.S_IRWXO:
+        raise KeyFileError(
+            f"D8_TLS: {key}: every user of this machine can read it (mode {mode:04o}). Run: "
+            f"chmod o= {key}. If somebody else may have read it, get another pair"
+        )
 
 
 def _certificate_in(path: Path) -> x509.Certificate:

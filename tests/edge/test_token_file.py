@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -116,6 +117,22 @@ def test_a_damaged_file_is_told_with_what_to_do(tmp_path: Path, text: bytes) -> 
     (tmp_path / TOKENS_NAME).write_bytes(text)
     with pytest.raises(ConfigError, match=r"it is damaged .* delete it and make the tokens anew"):
         TokenFile(tmp_path).tokens()
+
+
+def test_a_disk_without_room_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = TokenFile(tmp_path)
+    file.add(token_of("a"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for change in (lambda: file.add(token_of("b")), lambda: file.revoke("a", 1.0)):
+        with pytest.raises(ConfigError, match=rf"{TOKENS_NAME}: No space left on device"):
+            change()
+    assert [(each.name, each.revoked_at) for each in file.tokens()] == [("a", None)]
 
 
 def test_where_no_orchestrator_was_there_is_no_token(tmp_path: Path) -> None:

@@ -155,6 +155,13 @@ def test_a_key_is_asked_for_off_loopback() -> None:
     assert code_of(peer="8.8.8.8", allows_public=True) == "http.peer"
 
 
+def test_who_sends_a_key_that_is_none_is_told_so_and_not_to_send_one() -> None:
+    asked = Guard((), keys=["0123456789abcdef"])
+    for fields, told in (({}, "send its key"), ({"x-api-key": "x"}, "that was sent is none")):
+        with pytest.raises(Refusal, match=told):
+            asked.access_of("192.168.1.9", fields)
+
+
 @pytest.mark.parametrize(
     "header",
     ["forwarded", "via", "x_forwarded_for", "x_forwarded_host", "x_forwarded_proto", "x_real_ip"],

@@ -62,7 +62,8 @@ def payload_key_in(folder: Path) -> bytes | None:
     refuse_shared(
         path,
         mode,
-        "start once with D8_ENCRYPT=0, delete it, and start again: a new key is made",
+        "after that start once with D8_ENCRYPT=0, which reads with it what is there; then delete "
+        "it, and start with D8_ENCRYPT=1: a new key is made",
     )
     found = _KEY_LINE.search(text.decode("ascii", "replace")) if len(text) <= _MAX_BYTES else None
     if found is None:
