@@ -55,7 +55,7 @@ def test_nobody_else_may_read_or_write_it_whatever_the_umask(tmp_path: Path) -> 
 def test_a_file_that_others_may_have_written_is_refused(tmp_path: Path, mode: int) -> None:
     write(tmp_path, [])
     (tmp_path / MEMBERS_NAME).chmod(mode)
-    with pytest.raises(ConfigError, match="others on this machine can write it.*chmod 600"):
+    with pytest.raises(ConfigError, match=r"others on this machine can write it.*chmod 600"):
         read(tmp_path)
     (tmp_path / MEMBERS_NAME).chmod(0o644)
     assert read(tmp_path) == []

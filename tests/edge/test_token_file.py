@@ -83,7 +83,7 @@ def test_tokens_that_others_may_have_written_let_nobody_in(tmp_path: Path, mode:
     file = TokenFile(tmp_path)
     file.add(token_of("alice"))
     (tmp_path / TOKENS_NAME).chmod(mode)
-    with pytest.raises(ConfigError, match="others on this machine can write it.*chmod 600"):
+    with pytest.raises(ConfigError, match=r"others on this machine can write it.*chmod 600"):
         file.tokens()
     (tmp_path / TOKENS_NAME).chmod(0o644)
     assert len(file.tokens()) == 1
