@@ -59,7 +59,7 @@ SILENT: Final = "zmq.silent"  #: no handshake in time
 UNHEARD: Final = "zmq.unheard"  #: a handshake, and nothing after it
 FRAME: Final = "zmq.frame"  #: a frame that is too large, or was not sealed by its peer
 CROWD: Final = "zmq.crowd"  #: beyond the most connections
-NAMED: Final = "zmq.named"  #: it has asked for a name: see `routing_numbers`
+ASKED_NAME: Final = "zmq.named"  #: it has asked for a name: see `routing_numbers`
 #: It was told to end by the loop, which counts why.
 TOLD_TO_END: Final = "dropped"
 
@@ -80,7 +80,7 @@ _MONITOR_ENDPOINT: Final = "inproc://d8.connections"
 
 
 class _Heard(NamedTuple):
-    """The first message of a connection: its descriptor, whose it is, and its place (`NAMED`)."""
+    """The first message of a connection: its descriptor, whose it is, and its place (`ASKED_NAME`)."""
 
     descriptor: int
     routing_id: bytes
@@ -245,7 +245,7 @@ class Connections:
         self._note_heard(is_all=True)
         for connection, place in placed:
             if place > self._shaken:
-                self._refuse(connection, NAMED)
+                self._refuse(connection, ASKED_NAME)
         for routing_id, code in dropped:
             meant = self._by_routing_id.get(routing_id)
             if meant is not None and code:
@@ -299,7 +299,7 @@ class Connections:
                     self.ended.append(heard.routing_id)
                 continue
             if heard.place == math.inf:
-                self._refuse(connection, NAMED)
+                self._refuse(connection, ASKED_NAME)
                 continue
             if connection.routing_id is None:
                 self._finished = max(0, self._finished - 1)
