@@ -80,7 +80,7 @@ _MONITOR_ENDPOINT: Final = "inproc://d8.connections"
 
 
 class _Heard(NamedTuple):
-    """The first message of a connection: its descriptor, whose it is, and its place (`ASKED_NAME`)."""
+    """The first message of a connection: its descriptor, whose it is, and its place."""
 
     descriptor: int
     routing_id: bytes
