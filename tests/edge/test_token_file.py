@@ -39,6 +39,22 @@ def test_a_name_is_given_again_once_it_is_revoked(tmp_path: Path) -> None:
         file.revoke("alice", 7.0)
 
 
+def test_a_disk_that_takes_no_token_is_told_of_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = TokenFile(tmp_path)
+    file.add(token_of("alice"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for change in (lambda: file.add(token_of("bob")), lambda: file.revoke("alice", 1.0)):
+        with pytest.raises(ConfigError, match="No space left on device; nothing was changed"):
+            change()
+    assert file.tokens() == (token_of("alice"),)
+
+
 def test_who_names_a_token_that_is_not_there_is_told_which_are(tmp_path: Path) -> None:
     file = TokenFile(tmp_path)
     with pytest.raises(D8Error, match="there is no token 'x'; there are: none"):

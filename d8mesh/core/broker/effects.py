@@ -87,13 +87,14 @@ class Notice(Struct, frozen=True, gc=False):
 
     `code` says what: why somebody waits or was refused for the first time, or what `join` did
     (``member.approve``, ``member.revoke``, ``member.forget``). `fingerprint` and `name` may be
-    empty: no key was shown, nobody told a name.
+    empty: no key was shown, nobody told a name. `is_quiet`: it is for the log alone.
     """
 
     code: str
     address: str
     fingerprint: str
     name: str
+    is_quiet: bool = False
 
 
 _OfMembers: TypeAlias = KeepMembers | UseView | Drop | Notice

@@ -28,7 +28,7 @@ KEEP_AGAIN_S: Final = 10.0
 MAX_NOTED: Final = 1000
 #: Counts connections that are closed because nothing that they said has opened a session.
 _UNHEARD_CODE: Final = "zmq.unheard"
-#: Notices in a minute; the log has all.
+#: Notices of refusals that people are told of in a minute; the log has all.
 NOTICES_PER_MINUTE: Final = 10
 
 
@@ -100,8 +100,7 @@ class Joins:
     def _refuse_peer(self, peer: Peer, refused: m.Refused) -> None:
         self._state.metrics.reject(refused.code)
         self._state.send(peer, refused)
-        if refused.code.startswith("access."):
-            self._note(peer.key, peer.address, refused.code)
+        self._note(peer.key, peer.address, refused.code)
         if refused.code in ("access.revoked", "access.pending"):
             self._drop(peer)  # the gate tells it from now on
         else:
@@ -145,7 +144,10 @@ class Joins:
             self._note(knock.key, knock.address, knock.code)
 
     def _note(self, key: bytes | None, address: str, code: str) -> None:
-        """Tell who runs this of a refusal, once for each key (or address) and reason."""
+        """Tell who runs this of a refusal, once for each key (or address) and reason.
+
+        What a node of ours mends by itself, as an id that is taken, is of interest to the log only.
+        """
         state = self._state
         what = (address if key is None else key, code)
         if what in self._told:
@@ -154,13 +156,14 @@ class Joins:
         if len(self._told) > MAX_NOTED:
             del self._told[next(iter(self._told))]
         self._notices = [at for at in self._notices if at > state.now - 60.0]
-        if len(self._notices) >= NOTICES_PER_MINUTE:
-            return
-        self._notices.append(state.now)
+        is_quiet = len(self._notices) >= NOTICES_PER_MINUTE or not code.startswith("access.")
+        if not is_quiet:
+            self._notices.append(state.now)
         members = state.members
         member = None if key is None else members.waiting.get(key) or members.by_key.get(key)
         shown = fingerprint(key) if key is not None else ""
-        state.effects.append(Notice(code, address, shown, member.name if member else ""))
+        name = member.name if member else ""
+        state.effects.append(Notice(code, address, shown, name, is_quiet))
 
     # ------------------------------------------------------------- asked by who runs it
 

@@ -79,16 +79,6 @@ _RESET: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 _MONITOR_ENDPOINT: Final = "inproc://d8.connections"
 
 
-class _Heard(NamedTuple):
-    """The first message of a connection: its descriptor, whose it is, and its place."""
-
-    descriptor: int
-    routing_id: bytes
-    place: float
-    #: the monitor had not told of it when it was last looked for
-    is_sought: bool = False
-
-
 class Rejection(NamedTuple):
     """A connection that was refused or cut off."""
 
@@ -103,6 +93,23 @@ class Caps:
     in_all: int = MAX_PEER_CONNECTIONS
     per_address: int = MAX_PEERS_PER_ADDRESS
     unheard_per_address: int = MAX_UNHEARD_PER_ADDRESS
+
+
+@dataclass(slots=True)
+class _FirstMessage:
+    """The first message of a connection has come out.
+
+    descriptor: ZeroMQ's.
+    number: what tells its socket from others that have that descriptor before and after it.
+    place: as which connection the ROUTER has named it; `math.inf`: it has not.
+    is_passed: the monitor has told of all connections that were there when it came.
+    """
+
+    descriptor: int
+    number: int
+    routing_id: bytes
+    place: float
+    is_passed: bool = False
 
 
 class Connections:
@@ -146,8 +153,10 @@ class Connections:
         #: routing ids of connections that have ended, for the loop to forget
         self.ended: deque[bytes] = deque()
         #: what the loop told: first messages, routing ids to be dropped and why
-        self._heard: deque[_Heard] = deque()
+        self._heard: deque[_FirstMessage] = deque()
         self._dropped: deque[tuple[bytes, str]] = deque()
+        #: first messages of connections that the monitor has yet to tell of
+        self._early: list[_FirstMessage] = []
         #: handshakes that succeeded, of connections not heard yet; the gate's refusals, as far as
         #: their connections have ended
         self._finished, self._denied, self._refusals = 0, refusals(), refusals
@@ -176,12 +185,13 @@ class Connections:
         """Learn of the first message of a connection.
 
         Args:
-            place: as which connection the ROUTER has named it; `math.inf`: it has not.
+            place: as of `_FirstMessage`.
         """
         with contextlib.suppress(zmq.ZMQError):
             descriptor = part.get(zmq.SRCFD)
             if isinstance(descriptor, int):
-                self._heard.append(_Heard(descriptor, routing_id, place))
+                number = _socket_number(descriptor)
+                self._heard.append(_FirstMessage(descriptor, number, routing_id, place))
                 if place == math.inf:
                     self._rouse()
 
@@ -242,7 +252,11 @@ class Connections:
             except zmq.Again:
                 break
             self._take_in(int.from_bytes(told[:2], sys.byteorder), told[2:6], now)
-        self._note_heard(is_all=True)
+        self._note_heard()
+        self.ended.extend(each.routing_id for each in self._early if each.is_passed)
+        self._early = [each for each in self._early if not each.is_passed]
+        for each in self._early:
+            each.is_passed = True  # of those that came meanwhile the monitor tells next time
         for connection, place in placed:
             if place > self._shaken:
                 self._refuse(connection, ASKED_NAME)
@@ -268,7 +282,9 @@ class Connections:
 
     def _accepted(self, descriptor: int, now: float) -> None:
         handle, address = _duplicate(descriptor)
-        self._table[descriptor] = connection = TcpConnection(handle, address, now, self.round)
+        number = 0 if handle is None else _socket_number(handle.fileno())
+        connection = TcpConnection(handle, address, now, self.round, number=number)
+        self._table[descriptor] = connection
         self._count[address] += 1
         self._unheard[address] += 1
         if self._is_crowded(address):
@@ -285,31 +301,34 @@ class Connections:
             or self._unheard[address] > caps.unheard_per_address
         )
 
-    def _note_heard(self, *, is_all: bool = False) -> None:
+    def _note_heard(self) -> None:
         """Take in who has spoken; of who has come meanwhile the monitor has yet to tell."""
-        for _ in range(len(self._heard)):
-            heard = self._heard.popleft()
-            connection = self._table.get(heard.descriptor)
-            if connection is None:
-                if not is_all:
-                    self._heard.append(heard)
-                elif not heard.is_sought:  # it may have come after the monitor was read
-                    self._heard.append(heard._replace(is_sought=True))
-                else:
-                    self.ended.append(heard.routing_id)
-                continue
-            if heard.place == math.inf:
-                self._refuse(connection, ASKED_NAME)
-                continue
-            if connection.routing_id is None:
-                self._finished = max(0, self._finished - 1)
-                _less(self._unheard, connection.address)
-            else:  # the descriptor was another's, which has ended
-                self.ended.append(connection.routing_id)
-            connection.routing_id = heard.routing_id
-            self._by_routing_id[heard.routing_id] = connection
-            self._placed.append((connection, heard.place))
-            self.guard.settle(connection)
+        fresh = [self._heard.popleft() for _ in range(len(self._heard))]
+        self._early = [each for each in (*self._early, *fresh) if not self._is_noted(each)]
+
+    def _is_noted(self, first: _FirstMessage) -> bool:
+        """Note whose a first message is; False: of none that is known yet.
+
+        A descriptor is given again at once when a connection ends: the next one may have spoken
+        before the monitor tells of either.
+        """
+        connection, number = self._table.get(first.descriptor), first.number
+        if connection is None or (connection.number != number and connection.number and number):
+            return False
+        if first.place == math.inf:
+            self._refuse(connection, ASKED_NAME)
+            return True
+        if connection.routing_id is None:
+            self._finished = max(0, self._finished - 1)
+            _less(self._unheard, connection.address)
+        else:
+            self._by_routing_id.pop(connection.routing_id, None)
+            self.ended.append(connection.routing_id)
+        connection.routing_id = first.routing_id
+        self._by_routing_id[first.routing_id] = connection
+        self._placed.append((connection, first.place))
+        self.guard.settle(connection)
+        return True
 
     def _ended(self, descriptor: int, now: float) -> None:
         is_unfinished, self._is_unfinished = self._is_unfinished, False
@@ -415,11 +434,23 @@ def _duplicate(descriptor: int) -> tuple[socket.socket | None, str]:
         copy = socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM)
         # Made anew, it knows its family: at a port of all addresses everybody comes by IPv6.
         handle = socket.socket(fileno=copy.detach())
-        try:
-            return handle, str(handle.getpeername()[0]).removeprefix("::ffff:")
-        except OSError:
-            handle.close()
+        with contextlib.suppress(OSError):
+            if handle.family in (socket.AF_INET, socket.AF_INET6):  # else it is another's by now
+                return handle, str(handle.getpeername()[0]).removeprefix("::ffff:")
+        handle.close()
     return None, ""
+
+
+def _socket_number(descriptor: int) -> int:
+    """Return the system's own number of a socket, which no other one has while it is open.
+
+    It is 0 on Windows, where descriptors of sockets are no files.
+    """
+    if sys.platform == "win32":
+        return 0
+    with contextlib.suppress(OSError):  # it has ended
+        return os.fstat(descriptor).st_ino
+    return 0
 
 
 def _received(connection: TcpConnection) -> int:

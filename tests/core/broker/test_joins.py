@@ -222,11 +222,19 @@ def test_refusals_are_told_of_once_each_and_not_too_many(broker: WiredBroker) ->
             knock = Knock(None, f"8.8.{n // 250}.{n % 250}", "access.address")
             broker.perform(broker.dispatcher.knocked(knock, broker.now))
     assert broker.state.metrics.rejected == {"access.address": 2 * (MAX_NOTED + 5)}
-    assert len(broker.notices) == NOTICES_PER_MINUTE
+    assert len(broker.notices) == MAX_NOTED + 5, "each has its line in the log"
+    assert [each.is_quiet for each in broker.notices].count(False) == NOTICES_PER_MINUTE
     assert broker.notices[0].fingerprint == ""
     broker.pass_time(61.0, step=10.0)
     broker.perform(broker.dispatcher.knocked(Knock(None, "9.9.9.9", "access.address"), broker.now))
-    assert len(broker.notices) == NOTICES_PER_MINUTE + 1
+    assert not broker.notices[-1].is_quiet
+
+
+def test_an_id_that_is_taken_is_of_interest_to_the_log_only(broker: WiredBroker) -> None:
+    broker.worker("w", key=KEY)
+    assert broker.got(broker.worker("w", key=OTHER), m.Refused)[0].code == "worker.id_taken"
+    (notice,) = broker.notices
+    assert (notice.code, notice.is_quiet) == ("worker.id_taken", True)
 
 
 def test_who_comes_is_written_once_for_all_of_some_seconds(broker: WiredBroker) -> None:
