@@ -302,8 +302,6 @@ def test_a_peer_that_fills_its_queue_and_breaks_off_does_not_end_the_process() -
     code = f"""
 import socket, struct, time
 from d8mesh.edge.transport import socket_options
-from d8mesh.edge.transport.connections import ASKED_NAME
-from d8mesh.edge.transport.keys import KeyPair, new_pair
 socket_options.HEARTBEAT_MS = 200
 from tests.keyed import SERVER, router_at
 from tests.security.raw_zmtp import RawZmtp
