@@ -46,6 +46,9 @@ _FORWARDING: Final = frozenset(
     {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
 )
 _FORWARDING_PREFIX: Final = "x-forwarded-"
+#: What a browser says of where our own pages, or its user, ask from; "": it is no browser, or says
+#: nothing. All else is refused, also what nobody has heard of yet.
+_SITES_OF_OURS: Final = ("", "none", "same-origin")
 #: What the pass of a link opens.
 LINK_SCOPES: Final = frozenset({TokenScope.LINK})
 _log: Final = logging.getLogger("d8mesh.http")
@@ -213,11 +216,11 @@ def _check_page(fields: Mapping[str, str], host: str, origins: Callable[[str], b
     """
     origin, site = fields.get("origin"), fields.get("sec-fetch-site", "").lower()
     if origin is None:
-        is_good = site not in ("cross-site", "same-site")
+        is_good = site in _SITES_OF_OURS
     else:
         scheme, found, place = origin.partition("://")
         is_ours = scheme in ("http", "https") and found and place.lower() == host.lower()
-        is_good = bool(is_ours and site != "cross-site") or origins(origin)
+        is_good = bool(is_ours and site in (*_SITES_OF_OURS, "same-site")) or origins(origin)
     if not is_good:
         raise Refusal("http.origin", "requests of web pages from elsewhere are refused")
 

@@ -118,7 +118,7 @@ def test_pages_from_elsewhere_are_refused_for_every_method(method: str, origin: 
 
 @pytest.mark.parametrize("has_pages", [False, True])
 def test_what_a_page_from_elsewhere_shows_or_links_to_is_refused(has_pages: bool) -> None:
-    for site in ("cross-site", "same-site", "Cross-Site"):
+    for site in ("cross-site", "same-site", "Cross-Site", "none,cross-site", "sideways"):
         assert code_of(sec_fetch_site=site, has_pages=has_pages) == "http.origin"
 
 

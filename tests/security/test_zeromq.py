@@ -24,7 +24,7 @@ from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.edge.transport.byte_guard import UNFINISHED
 from d8mesh.edge.transport.connections import (
-    ASKS_NAME,
+    ASKED_NAME,
     CROWD,
     FRAME,
     HANDSHAKE,
@@ -212,7 +212,7 @@ def test_20_names_of_connections_that_are_yet_to_come_do_not_end_the_process(
 def test_20_a_connection_that_asks_for_a_name_is_closed(
     abused: Abused, door: Door, name: bytes
 ) -> None:
-    with abused.refused("broker", ASKS_NAME), door.shake_hands(name=name) as odd:
+    with abused.refused("broker", ASKED_NAME), door.shake_hands(name=name) as odd:
         odd.send(encode(m.ClientHello(1, door.mesh, secrets.token_hex(8), "stranger")))
         assert odd.ends_within(CLOSED_S)
 

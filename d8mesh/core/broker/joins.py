@@ -105,14 +105,15 @@ class Joins:
             self._drop(peer)  # the gate tells it from now on
         else:
             self._strike(peer)
-            self._bear(peer)
+            if self._bear(peer) and self._unwelcome.are_many(peer.address):
+                self._drop(peer, _UNHEARD_CODE)
 
-    def _bear(self, peer: Peer) -> None:
-        """Let who has no session stay for a while, if there are not too many of them."""
-        if self._has_session(peer) or peer.key in self._state.members.own:
-            return
-        if not self._unwelcome.note(peer, self._state.now):
-            self._drop(peer, _UNHEARD_CODE)
+    def _bear(self, peer: Peer) -> bool:
+        """Let who has no session stay for a while; return whether it is one of these."""
+        is_unwelcome = not self._has_session(peer) and peer.key not in self._state.members.own
+        if is_unwelcome:
+            self._unwelcome.note(peer, self._state.now)
+        return is_unwelcome
 
     def _has_session(self, peer: Peer) -> bool:
         state = self._state

@@ -59,7 +59,7 @@ SILENT: Final = "zmq.silent"  #: no handshake in time
 UNHEARD: Final = "zmq.unheard"  #: a handshake, and nothing after it
 FRAME: Final = "zmq.frame"  #: a frame that is too large, or was not sealed by its peer
 CROWD: Final = "zmq.crowd"  #: beyond the most connections
-ASKS_NAME: Final = "zmq.named"  #: it has asked for a name: see `routing_numbers`
+ASKED_NAME: Final = "zmq.named"  #: it has asked for a name: see `routing_numbers`
 #: It was told to end by the loop, which counts why.
 TOLD_TO_END: Final = "dropped"
 
@@ -259,7 +259,7 @@ class Connections:
             each.is_passed = True  # of those that came meanwhile the monitor tells next time
         for connection, place in placed:
             if place > self._shaken:
-                self._refuse(connection, ASKS_NAME)
+                self._refuse(connection, ASKED_NAME)
         for routing_id, code in dropped:
             meant = self._by_routing_id.get(routing_id)
             if meant is not None and code:
@@ -316,7 +316,7 @@ class Connections:
         if connection is None or (connection.number != number and connection.number and number):
             return False
         if first.place == math.inf:
-            self._refuse(connection, ASKS_NAME)
+            self._refuse(connection, ASKED_NAME)
             return True
         if connection.routing_id is None:
             self._finished = max(0, self._finished - 1)

@@ -45,7 +45,7 @@ _USER: Final = "User-Id"
 _TAKEN: Final = (zmq.Errno.EADDRINUSE, errno.EACCES)
 
 
-class _KnownPeer(NamedTuple):
+class _NamedPeer(NamedTuple):
     """Who speaks under a name of ZeroMQ's, and the key of it as frames tell it."""
 
     peer: Peer
@@ -93,7 +93,7 @@ class RouterEndpoint:
         self._send = plain_send(self.socket)
         #: ZeroMQ's name of a connection -> whose it is; a routing id that we gave -> that name. Of
         #: a name there may be another connection later, of a routing id never.
-        self._known: dict[bytes, _KnownPeer] = {}
+        self._known: dict[bytes, _NamedPeer] = {}
         self._names: dict[bytes, bytes] = {}
         self._count = 0
         self._newest = newest_number(self._context, self.socket)
@@ -184,7 +184,7 @@ class RouterEndpoint:
         self.socket.close(LINGER_MS)
         self._context.term()
 
-    def _first(self, name: bytes, part: zmq.Frame) -> _KnownPeer | None:
+    def _first(self, name: bytes, part: zmq.Frame) -> _NamedPeer | None:
         """Return who said the first frame of a connection, by its address and key.
 
         None: it has asked for a name, or has that of another connection, and is cut off.
@@ -201,7 +201,7 @@ class RouterEndpoint:
         address, user = _told_of(part, "Peer-Address"), _told_of(part, _USER)
         peer = Peer(routing_id, address.removeprefix("::ffff:"), bytes.fromhex(user) or None)
         self._names[routing_id] = name
-        self._known[name] = _KnownPeer(peer, user)
+        self._known[name] = _NamedPeer(peer, user)
         return self._known[name]
 
     def _forget_ended(self) -> None:

@@ -23,7 +23,7 @@ import zmq
 #: A name that a ROUTER gave: a zero byte and the counter.
 _NAME_BYTES: Final = 5
 _NUMBERS_IN_ALL: Final = 2**32
-_NUMBERS_ENDPOINT: Final = "inproc://d8.numbers"
+_NUMBERING_ENDPOINT: Final = "inproc://d8.numbers"
 #: Where `srand` is; None: in what the process has loaded already.
 _C_LIBRARY: Final = "ucrtbase" if sys.platform == "win32" else None
 _SEED_BITS: Final = 32
@@ -39,11 +39,11 @@ def newest_number(context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[by
     """Return the number of the newest connection of a ROUTER that nobody can reach yet."""
     with context.socket(zmq.DEALER) as dealer:
         dealer.linger = 0
-        router.bind(_NUMBERS_ENDPOINT)
-        dealer.connect(_NUMBERS_ENDPOINT)
+        router.bind(_NUMBERING_ENDPOINT)
+        dealer.connect(_NUMBERING_ENDPOINT)
         dealer.send(b"")
         name = router.recv_multipart()[0]
-        router.unbind(_NUMBERS_ENDPOINT)
+        router.unbind(_NUMBERING_ENDPOINT)
     return _number(name)
 
 

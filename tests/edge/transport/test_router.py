@@ -17,7 +17,7 @@ from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol.membership import Verdict
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
 from d8mesh.edge.transport import socket_options
-from d8mesh.edge.transport.connections import ASKS_NAME
+from d8mesh.edge.transport.connections import ASKED_NAME
 from d8mesh.edge.transport.keys import KeyPair, new_pair
 from d8mesh.edge.transport.router import RouterEndpoint
 from d8mesh.errors import D8Error
@@ -83,7 +83,7 @@ def in_place_of(router: RouterEndpoint, name: bytes, keys: KeyPair) -> Iterator[
 def cut_off(router: RouterEndpoint, odd: RawZmtp) -> None:
     """See that this connection is ended and counted, and that nothing of it comes out."""
     until(lambda: bool(router.rejections) or router.receive(100) != [])
-    assert [each.code for each in router.rejections] == [ASKS_NAME]
+    assert [each.code for each in router.rejections] == [ASKED_NAME]
     assert odd.ends_within(PATIENCE_S)
 
 
@@ -108,7 +108,7 @@ def test_the_name_of_a_connection_that_is_yet_to_come_ends_its_connection(
         with named(router, later.to_bytes(5, "big"), new_pair()) as odd:
             odd.send(b"hello")
             until(lambda: router.receive(100) == [] and bool(router.rejections))
-            assert [each.code for each in router.rejections] == [ASKS_NAME]
+            assert [each.code for each in router.rejections] == [ASKED_NAME]
             assert odd.ends_within(PATIENCE_S)
 
 
