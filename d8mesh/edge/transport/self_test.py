@@ -83,7 +83,8 @@ def _knock(
         dealer.curve_serverkey = server_key
     monitor: zmq.Socket[bytes] = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     dealer.connect(where)
-    dealer.send(said)
+    with contextlib.suppress(zmq.Again):  # it has been refused already: to wait would be for ever
+        dealer.send(said, zmq.NOBLOCK)
     return monitor
 
 

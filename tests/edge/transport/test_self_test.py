@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import zmq
@@ -85,3 +86,24 @@ def test_where_the_gate_does_not_hold_nothing_is_bound(monkeypatch: pytest.Monke
     monkeypatch.setattr(router, "_guarded", lambda context, keys: router_in(context, secret=None))
     with pytest.raises(D8Error, match="the test of the gate failed"):
         RouterEndpoint("127.0.0.1", [0], keys=SERVER, gate=admit)
+
+
+class SlowToSpeak(zmq.Socket[bytes]):
+    """Says nothing before its connection has ended."""
+
+    def connect(self, addr: str) -> Any:
+        connected = super().connect(addr)
+        assert self.get_monitor_socket(zmq.EVENT_DISCONNECTED).poll(20_000)
+        return connected
+
+
+def test_who_is_refused_before_it_has_spoken_does_not_hold_the_start_up() -> None:
+    endpoint = RouterEndpoint("127.0.0.1", [0], keys=SERVER, gate=admit)
+    with contextlib.closing(endpoint), a_context() as context:
+        dealer = SlowToSpeak(context, zmq.DEALER)
+        dealer.sndtimeo = 20_000
+        where = f"tcp://127.0.0.1:{endpoint.port}"
+        monitor = self_test._knock(dealer, where, b"late", new_pair().public, new_pair())
+        assert monitor.poll(0)
+        monitor.close(0)
+        dealer.close(0)
