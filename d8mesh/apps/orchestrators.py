@@ -172,7 +172,7 @@ def ask(url: str, path: str, *, answer_s: float = ANSWER_S, trusted: Collection[
     except ssl.SSLCertVerificationError:  # which is a ValueError, too
         raise
     except ValueError as error:
-        raise OSError(f"{url}{path} did not answer with JSON") from error
+        raise OSError(str(error)) from error
 
 
 def _closed(url: str, why: str, code: str) -> PassedOver:

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+#: What a proxy answers for a server that is away.
+_OF_PROXIES: Final = frozenset({502, 503, 504})
 _NO_FIELDS: Final[Mapping[str, str]] = {}
 
 
@@ -90,18 +92,25 @@ def get_json(
     No proxy of the environment is used: an address of the LAN is behind none.
 
     Raises:
-        OSError: nothing answers within the time.
+        OSError: nothing answers within the time, or a proxy says so.
         ValueError: what answers is no JSON of `max_bytes` at most, or the URL is none.
     """
     parts = urlsplit(url)
     with closing(http.client.HTTPConnection(parts.hostname or "", parts.port)) as connection:
         connection.auto_open = 0  # it would connect without TLS
         connection.sock = connect_to(url, trusted, timeout_s=timeout_s)
+        status = 0
         try:
             connection.request("GET", path, headers={"Accept": "application/json", **fields})
-            return json.loads(connection.getresponse().read(max_bytes + 1)[:max_bytes])
+            response = connection.getresponse()
+            status = response.status
+            return json.loads(response.read(max_bytes + 1)[:max_bytes])
         except (http.client.HTTPException, ValueError, RecursionError) as error:
-            raise ValueError(f"{url}{path} did not answer with JSON: {error}") from error
+            if status in _OF_PROXIES:
+                raise ConnectionError(
+                    f"{url} is a proxy, and the orchestrator behind it does not answer ({status})"
+                ) from error
+            raise ValueError(f"{url}{path} did not answer with JSON") from error
 
 
 def _connected(place: tuple[str, int], timeout_s: float) -> socket.socket:
