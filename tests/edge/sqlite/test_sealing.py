@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import apsw
@@ -218,11 +219,11 @@ def test_what_is_said_of_a_key_that_others_can_read_changes_it_and_loses_nothing
     key.chmod(mode)
     with pytest.raises(KeyFileError) as raised:
         Journal(path, is_sealed=True)
-    steps = [
-        (r"chmod 600 ", lambda: key.chmod(0o600)),
-        (r"D8_ENCRYPT=0", lambda: Journal(path, is_sealed=False).close()),
-        (r"delete it", key.unlink),
-        (r"D8_ENCRYPT=1", lambda: Journal(path, is_sealed=True).close()),
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("chmod 600 ", lambda: key.chmod(0o600)),
+        ("D8_ENCRYPT=0", lambda: Journal(path, is_sealed=False).close()),
+        ("delete it", key.unlink),
+        ("D8_ENCRYPT=1", lambda: Journal(path, is_sealed=True).close()),
     ]
     told = str(raised.value)
     said = sorted(steps, key=lambda step: told.index(step[0]))  # in the order of the sentence

@@ -93,9 +93,7 @@ def test_a_proxy_whose_orchestrator_is_away_is_told_as_what_it_is(status: int) -
         thread = threading.Thread(target=answer)
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(
-            ValueError, match=rf"{url} is a proxy, .* not answer \({status}\)"
-        ) as why:
+        with pytest.raises(OSError, match=rf"{url} is a proxy, .* not answer \({status}\)") as why:
             get_json(url, "/health", (), timeout_s=PATIENCE_S, max_bytes=1000)
         thread.join()
         assert meaning_of(why.value) == str(why.value)
