@@ -20,7 +20,7 @@ import filelock
 
 from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.errors import WorkerError
-from d8mesh.private import FILE_MODE, make_folder, replace_text
+from d8mesh.private import FILE_MODE, make_folder, replace_file
 from d8mesh.setting_forms import NAME_PATTERN
 
 WORKERS_FOLDER: Final = "workers"
@@ -126,7 +126,7 @@ class Identity:
     def _write(self, name: str, text: str) -> None:
         """Replace a file in one step."""
         with contextlib.suppress(OSError):
-            replace_text(self.folder / name, text)
+            replace_file(self.folder / name, text.encode())
 
 
 def _host() -> str:

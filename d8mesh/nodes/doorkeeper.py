@@ -28,7 +28,7 @@ MAX_KNOCKS: Final = 10_000
 #: What the view says of a key of our own that it does not know yet.
 _OPEN_TO_OWN: Final = ("", "access.pending")
 #: Code of a notice -> its event in the log; all others are refusals.
-_EVENTS: Final = {
+_NOTICE_EVENTS: Final = {
     "access.pending": "peer.waits",
     "member.approve": "member.approved",
     "member.revoke": "member.revoked",
@@ -132,7 +132,7 @@ class Doorkeeper:
 
     def notify(self, notice: Notice) -> None:
         """Tell of somebody who waits, was refused for the first time, or what `join` did."""
-        name = _EVENTS.get(notice.code)
+        name = _NOTICE_EVENTS.get(notice.code)
         event(
             _log,
             logging.WARNING if name is None else logging.INFO,
@@ -142,4 +142,5 @@ class Doorkeeper:
             name=notice.name,
             code=notice.code,
         )
-        self._say(notice)
+        if not notice.is_quiet:
+            self._say(notice)

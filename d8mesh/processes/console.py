@@ -31,7 +31,7 @@ _WHY_REFUSED: Final = {
     "access.revoked": "its key was revoked",
 }
 #: Code of a notice of what `join` did -> what is said.
-_CHANGES: Final = {
+_SAID_OF_CHANGES: Final = {
     "member.approve": "{name}, key {key}, may join now",
     "member.revoke": "{name}, key {key}, is shown out: its key was revoked",
     "member.forget": "{name}, key {key}, is forgotten",
@@ -144,8 +144,8 @@ class OrchestratorConsole:
                 **who,
             )
             return
-        if code in _CHANGES:
-            self._say_tr(_CHANGES[code], key=key, name=who["name"])
+        if code in _SAID_OF_CHANGES:
+            self._say_tr(_SAID_OF_CHANGES[code], key=key, name=who["name"])
             return
         why = tr(_WHY_REFUSED.get(code, code))
         self._say_tr("refused: {name} at {address}, key {key}: {why}", key=key, why=why, **who)

@@ -40,6 +40,22 @@ def test_a_name_is_given_again_once_it_is_revoked(tmp_path: Path) -> None:
         file.revoke("alice", 7.0)
 
 
+def test_a_disk_that_takes_no_token_is_told_of_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = TokenFile(tmp_path)
+    file.add(token_of("alice"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for change in (lambda: file.add(token_of("bob")), lambda: file.revoke("alice", 1.0)):
+        with pytest.raises(ConfigError, match="No space left on device; nothing was changed"):
+            change()
+    assert file.tokens() == (token_of("alice"),)
+
+
 def test_who_names_a_token_that_is_not_there_is_told_which_are(tmp_path: Path) -> None:
     file = TokenFile(tmp_path)
     with pytest.raises(D8Error, match="there is no token 'x'; there are: none"):
@@ -76,6 +92,18 @@ def test_nobody_else_may_read_the_files_whatever_the_umask(tmp_path: Path) -> No
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert {TOKENS_NAME, USAGE_NAME} < set(modes)
     assert set(modes.values()) == {0o600}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX's")
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_tokens_that_others_may_have_written_let_nobody_in(tmp_path: Path, mode: int) -> None:
+    file = TokenFile(tmp_path)
+    file.add(token_of("alice"))
+    (tmp_path / TOKENS_NAME).chmod(mode)
+    with pytest.raises(ConfigError, match=r"others on this machine can write it.*chmod 600"):
+        file.tokens()
+    (tmp_path / TOKENS_NAME).chmod(0o644)
+    assert len(file.tokens()) == 1
 
 
 def test_the_secret_is_in_no_file(tmp_path: Path) -> None:

@@ -202,6 +202,21 @@ def test_32_verbs_of_the_other_kind_are_forbidden(abused: Abused) -> None:
                     peer.refused("access.forbidden")
 
 
+def test_32_a_member_may_neither_erase_nor_replace_what_another_was_answered(
+    abused: Abused,
+) -> None:
+    submitted = abused.http.post("/api/tasks/submit", {"type": "echo", "data": {"text": "mine"}})
+    task_id = submitted.json["task_id"]
+    abused.http.ask("GET", f"/api/tasks/{task_id}/wait?timeout_s=60")
+    before = state_of(abused, task_id)
+    with raw(abused) as client:
+        client.join(client.client())
+        with abused.refused("broker", "access.forbidden"):
+            client.say(m.Delivered(1, [task_id], [msgpack.packb({"output": "forged"})]))
+            until(client.link, m.Received)
+    assert state_of(abused, task_id) == before
+
+
 def test_32_a_member_may_not_change_who_is_one(abused: Abused) -> None:
     with raw(abused) as client:
         client.join(client.client())

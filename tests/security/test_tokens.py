@@ -210,6 +210,26 @@ def test_01_who_may_submit_may_not_change_models(abused: Abused) -> None:
         assert abused.http.post("/api/tasks/submit_batch", many, *shown).status == 403
 
 
+def test_01_who_may_submit_may_not_replay_a_change_of_models_either(abused: Abused) -> None:
+    secret = created(abused, "replays", "--scope", "submit")
+    shown = (FAR_LINE, f"Authorization: Bearer {secret}")
+    cancelled: list[str] = []
+    for task in ({"type": "model_remove", "data": {"model": "nobodys"}}, {"type": "nobodys"}):
+        told = abused.http.post(
+            "/api/tasks/submit", {"data": {}, "run_at": time.time() + 600} | task
+        )
+        cancelled.append(told.json["task_id"])
+        assert abused.http.post(f"/api/tasks/{cancelled[-1]}/cancel", {}).status == 200
+    removal, other = cancelled
+    before = abused.tasks()
+    with abused.refused("rest", "access.scope"):
+        assert abused.http.post(f"/api/tasks/{removal}/replay", {}, *shown).status == 403
+    assert abused.tasks() == before
+    again = abused.http.post(f"/api/tasks/{other}/replay", {}, *shown)
+    assert again.status == 201
+    assert abused.http.post(f"/api/tasks/{again.json['task_id']}/cancel", {}, *shown).status == 200
+
+
 def test_01_what_is_under_way_ends_when_its_token_is_revoked(abused: Abused) -> None:
     secret = created(abused, "leaver", "--scope", "chat", "--scope", "submit")
     shown = (FAR_LINE, f"Authorization: Bearer {secret}")

@@ -24,6 +24,7 @@ from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.edge.transport.byte_guard import UNFINISHED
 from d8mesh.edge.transport.connections import (
+    ASKS_NAME,
     CROWD,
     FRAME,
     HANDSHAKE,
@@ -61,8 +62,8 @@ class Door:
         made.socket.sendall(said)
         return made
 
-    def shake_hands(self, keys: KeyPair | None = None) -> RawZmtp:
-        return RawZmtp(self.port).shake_hands(self.server_key, keys)
+    def shake_hands(self, keys: KeyPair | None = None, *, name: bytes = b"") -> RawZmtp:
+        return RawZmtp(self.port).shake_hands(self.server_key, keys, name=name)
 
     def join(self, keys: KeyPair | None = None) -> RawZmtp:
         """Be a client as it should be."""
@@ -181,6 +182,39 @@ def _send_until_cut(odd: RawZmtp, content: bytes) -> None:
             odd.socket.sendall(b"".join(odd.sealed(content, MORE) for _ in range(50)))
     except (BrokenPipeError, ConnectionResetError):
         pass
+
+
+# ------------------------------------------- 20: names that are asked for in the handshake
+
+#: What counters of ROUTERs begin with in a process where nobody has given the C library's random
+#: numbers a seed: those of the first ones, as glibc has them.
+UNSEEDED = (0x6B8B4567, 0xE43C9869, 0xF4B0DC51)
+#: Connections that a broker of these tests may have had by then.
+NAMES_AHEAD = 60
+
+
+@needs_sodium
+def test_20_names_of_connections_that_are_yet_to_come_do_not_end_the_process(
+    abused: Abused, door: Door
+) -> None:
+    with contextlib.ExitStack() as stack:
+        for start in UNSEEDED:
+            for number in range(start, start + NAMES_AHEAD):
+                stack.enter_context(door.shake_hands(name=number.to_bytes(5, "big")))
+        for _ in range(NAMES_AHEAD):
+            door.join().close()
+        abused.goes_on()
+    abused.check()
+
+
+@needs_sodium
+@pytest.mark.parametrize("name", [b"worker-1", b"\0\1", b"x" * 255])
+def test_20_a_connection_that_asks_for_a_name_is_closed(
+    abused: Abused, door: Door, name: bytes
+) -> None:
+    with abused.refused("broker", ASKS_NAME), door.shake_hands(name=name) as odd:
+        odd.send(encode(m.ClientHello(1, door.mesh, secrets.token_hex(8), "stranger")))
+        assert odd.ends_within(CLOSED_S)
 
 
 # ------------------------------------------------------------------------ 22: thousands

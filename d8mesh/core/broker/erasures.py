@@ -41,6 +41,9 @@ class Erasures:
         now: dict[str, bytes] = {}
         later: dict[str, bytes] = {}
         for task_id, payload in zip(message.ids, message.payloads, strict=True):
+            if not self._is_askers(client, task_id):
+                state.metrics.reject("access.forbidden")
+                continue
             if task_id in table.erasures or not self._was_accepted(task_id):
                 continue
             is_now = not message.keep_s and table.state_of(task_id) is None
@@ -73,6 +76,14 @@ class Erasures:
     def _erase(self, ids: list[str], payloads: list[bytes]) -> None:
         self._state.record(Erased(ids, payloads))
         self._streaming.forget(ids)
+
+    def _is_askers(self, client: ClientState, task_id: str) -> bool:
+        """Return whether a client may say that a task was delivered: its own, and doors of any.
+
+        A door that was started anew has another session than its tasks.
+        """
+        is_door = client.peer.key in self._state.members.own
+        return is_door or task_id.startswith(f"{client.session}-")
 
     def _was_accepted(self, task_id: str) -> bool:
         try:

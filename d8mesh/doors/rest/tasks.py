@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, Final
 
-from d8mesh.core.protocol.access_tokens import ADMIN_ONLY
+from d8mesh.core.protocol.access_tokens import ADMIN_ONLY, TokenScope
 from d8mesh.core.protocol.messages import MAX_WARNINGS
 from d8mesh.core.protocol.wish import SERVICE_TYPES
 from d8mesh.doors.query import flag, integer, seconds
@@ -75,6 +75,8 @@ class TaskCalls:
 
     async def replay(self, request: Request, task_id: str) -> Response:
         """``POST /api/tasks/{id}/replay``"""
+        if TokenScope.ADMIN not in request.access.scopes:  # else it may change models, too
+            _require_for(request, {(await self._ask("status", task_id))["type"]})
         session, n = self._mesh.next_id()
         args = {"id": _id(task_id), "session": session, "n": n}
         return answer(await self._mesh.ask("replay", args, SUBMIT_S), 201)
@@ -106,8 +108,7 @@ class TaskCalls:
     ) -> Response:
         """Submit, and answer with the ids, and with each warning once, if there are any."""
         wanted: Wanted = request.value
-        if any(group.type in SERVICE_TYPES for group in wanted.groups):  # as at Ollama's door
-            request.access.require(ADMIN_ONLY, asks_always=False)
+        _require_for(request, {group.type for group in wanted.groups})
         sent = await self._mesh.submit_groups(
             wanted.groups,
             key=idempotency_key(request.fields.get("idempotency-key")),
@@ -117,6 +118,12 @@ class TaskCalls:
         warnings = list(dict.fromkeys([*wanted.warnings, *sent.warnings]))[:MAX_WARNINGS]
         body = told(sent.ids) | ({"warnings": warnings} if warnings else {})
         return answer(body, 200 if sent.is_repeat else 201)
+
+
+def _require_for(request: Request, types: Set[str]) -> None:
+    """Refuse tasks that change models to who may not change any, as Ollama's door does."""
+    if not SERVICE_TYPES.isdisjoint(types):
+        request.access.require(ADMIN_ONLY, asks_always=False)
 
 
 async def _told(body: dict[str, Any], make: Callable[[], dict[str, Any]]) -> Response:

@@ -162,7 +162,12 @@ class Seal(Plain):
             return text
         if not text.startswith(_TEXT_MARK):
             raise SealError("it is not encrypted")
-        sealed = base64.b64decode(text[1:].encode("ascii", "replace"))
+        try:
+            sealed = base64.b64decode(text[1:], validate=True)
+        except ValueError:  # not ASCII, or cut off
+            sealed = b""
+        if not sealed:
+            raise SealError("it is cut off, or was changed")
         return self.open(REASON_COLUMN, row, sealed).decode("utf-8", "surrogatepass")
 
     def _cipher(self, salt: bytes) -> AESGCM:

@@ -54,6 +54,19 @@ def test_what_was_delivered_is_erased_before_that_is_acknowledged(broker: WiredB
     assert (body["door"], body["caller"]) == ("ollama", "10.0.0.9 curl/8.5")
 
 
+def test_what_another_client_asked_is_erased_for_nobody_but_a_door(broker: WiredBroker) -> None:
+    client, task_id = chat(broker)
+    stranger = broker.client("0123456789abcde1", key=b"s" * 32)
+    deliver(broker, stranger, task_id)
+    body = status(broker, client, task_id, full=True)
+    assert (body["erased"], msgspec.msgpack.decode(body["data"])) == (False, {"prompt": "asked"})
+    assert broker.state.metrics.rejected == {"access.forbidden": 1}
+    broker.dispatcher.state.members.own.add(b"d" * 32)
+    door = broker.client("0123456789abcde2", key=b"d" * 32)
+    deliver(broker, door, task_id)
+    assert status(broker, client, task_id)["erased"] is True
+
+
 def test_to_say_it_again_changes_nothing(broker: WiredBroker) -> None:
     client, task_id = chat(broker)
     for _ in range(2):

@@ -75,6 +75,16 @@ def test_a_text_opens_for_its_task_alone(text: str) -> None:
             seal.open_text(4, sealed)
 
 
+def test_a_text_that_is_cut_off_or_changed_does_not_open() -> None:
+    seal = Seal(KEY)
+    sealed = seal.close_text(3, "why it failed")
+    cut = [sealed[:end] for end in range(1, len(sealed))]
+    other = "A" if sealed[5] != "A" else "B"
+    for text in (*cut, sealed[:5] + other + sealed[6:], sealed[:5] + "\xe4"):
+        with pytest.raises(SealError):
+            seal.open_text(3, text)
+
+
 def test_the_key_is_not_shown() -> None:
     assert repr(Seal(KEY)) == "Seal(…)"
 

@@ -92,7 +92,7 @@ def _opens(seal: Plain, column: bytes, row: int, stored: bytes) -> bool:
 
 
 def _fitting(seal: Plain, row: int, text: str | None) -> str | None:
-    with contextlib.suppress(ValueError):  # also text that is no base64
+    with contextlib.suppress(SealError):
         seal.open_text(row, text or "")
         return text
     return None
