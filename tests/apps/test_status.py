@@ -11,8 +11,8 @@ import pytest
 
 from bench.mesh import mesh
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.orchestrators import Orchestrator, PassedOver, look, reasons_of
-from d8mesh.apps.status import ENDED_SHOWN_S, counts, counts_text, failure, lines, run
+from d8mesh.apps.orchestrators import Orchestrator, look
+from d8mesh.apps.status import ENDED_SHOWN_S, counts, counts_text, lines, run
 from d8mesh.config import Config
 from d8mesh.options import status as add_arguments
 from d8mesh.program import command_name
@@ -107,15 +107,6 @@ def test_what_speaks_no_https_and_what_does_not_answer_are_told_apart(
     told = json.loads(capsys.readouterr().out)
     assert told["error"] == "No orchestrator of mesh tls answers."
     assert told["code"] == "broker.unavailable"
-
-
-def test_what_two_roads_say_of_one_orchestrator_is_said_once() -> None:
-    why = "b at 10.0.0.1 port 7010 has another key"
-    closed = PassedOver(f"http://10.0.0.1:7001 is closed to this machine: {why}", "access.key")
-    other = PassedOver("http://10.0.0.2:7001 is of mesh 'x', not 'y' (D8_MESH)", "access.mesh")
-    passed_over = [closed, PassedOver(why, "access.key"), other, other]
-    assert reasons_of(passed_over) == [closed.why, other.why]
-    assert failure(Config(), passed_over)["error"] == f"{closed.why}; {other.why}"
 
 
 def worker(name: str, **more: object) -> dict[str, Any]:
