@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,12 @@ class PassedOver(NamedTuple):
 
     why: str
     code: str
+
+
+def reasons_of(passed_over: Sequence[PassedOver]) -> list[str]:
+    """Return why some were passed over, each reason once, though two roads may lead to it."""
+    told = list(dict.fromkeys(each.why for each in passed_over))
+    return [why for why in told if not any(each != why and each.endswith(why) for each in told)]
 
 
 def look(
@@ -172,7 +178,7 @@ def ask(url: str, path: str, *, answer_s: float = ANSWER_S, trusted: Collection[
     except ssl.SSLCertVerificationError:  # which is a ValueError, too
         raise
     except ValueError as error:
-        raise OSError(f"{url}{path} did not answer with JSON") from error
+        raise OSError(str(error)) from error
 
 
 def _closed(url: str, why: str, code: str) -> PassedOver:

@@ -12,7 +12,8 @@ import pytest
 from bench.mesh import mesh
 from d8mesh.apps import orchestrators
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.orchestrators import PassedOver, as_shown_at, ask, look
+from d8mesh.apps.orchestrators import PassedOver, as_shown_at, ask, look, reasons_of
+from d8mesh.apps.status import failure
 from d8mesh.config import Config
 
 
@@ -67,3 +68,12 @@ def test_a_closed_orchestrator_is_shown_a_token_only_where_a_person_named_it() -
     heard = as_shown_at("https://10.0.0.2:7001", {"ab" * 32, "cd" * 32}, config)
     assert heard.token is None
     assert heard.tls_trust == ("ab" * 32, "cd" * 32)
+
+
+def test_what_two_roads_say_of_one_orchestrator_is_said_once() -> None:
+    why = "b at 10.0.0.1 port 7010 has another key"
+    closed = PassedOver(f"http://10.0.0.1:7001 is closed to this machine: {why}", "access.key")
+    other = PassedOver("http://10.0.0.2:7001 is of mesh 'x', not 'y' (D8_MESH)", "access.mesh")
+    passed_over = [closed, PassedOver(why, "access.key"), other, other]
+    assert reasons_of(passed_over) == [closed.why, other.why]
+    assert failure(Config(), passed_over)["error"] == f"{closed.why}; {other.why}"

@@ -18,10 +18,13 @@ import time
 from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from d8mesh.edge.transport.http_answer import HttpAnswer
+
+#: What a proxy answers for a server that is away.
+_OF_PROXIES: Final = frozenset({502, 503, 504})
 
 
 class WrongSchemeError(ConnectionError):
@@ -102,7 +105,7 @@ def get_json(
         timeout_s: for each step of the way there, and for the answer as a whole.
 
     Raises:
-        OSError: nothing answers within the time.
+        OSError: nothing answers within the time, or a proxy says so.
         ValueError: what answers is no JSON of `max_bytes` at most, or the URL is none.
     """
     lines = (
@@ -111,12 +114,18 @@ def get_json(
     )
     head = "\r\n".join(lines).encode("ascii")
     with closing(connect_to(url, trusted, timeout_s=timeout_s)) as connection:
+        status = 0
         try:
             connection.sendall(head)
             answer = HttpAnswer(_Patient(connection, time.monotonic() + timeout_s))
+            status = answer.status
             return json.loads(answer.read(max_bytes))
         except (http.client.HTTPException, ValueError, RecursionError) as error:
-            raise ValueError(f"{url}{path} did not answer with JSON: {error}") from error
+            if status in _OF_PROXIES:
+                raise ConnectionError(
+                    f"{url} is a proxy, and the orchestrator behind it does not answer ({status})"
+                ) from error
+            raise ValueError(f"{url}{path} did not answer with JSON") from error
 
 
 class _Patient:

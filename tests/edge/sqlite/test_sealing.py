@@ -220,10 +220,10 @@ def test_what_is_said_of_a_key_that_others_can_read_changes_it_and_loses_nothing
     with pytest.raises(KeyFileError) as raised:
         Journal(path, is_sealed=True)
     steps: list[tuple[str, Callable[[], object]]] = [
-        (r"chmod 600 ", lambda: key.chmod(0o600)),
-        (r"D8_ENCRYPT=0", lambda: Journal(path, is_sealed=False).close()),
-        (r"delete it", key.unlink),
-        (r"D8_ENCRYPT=1", lambda: Journal(path, is_sealed=True).close()),
+        ("chmod 600 ", lambda: key.chmod(0o600)),
+        ("D8_ENCRYPT=0", lambda: Journal(path, is_sealed=False).close()),
+        ("delete it", key.unlink),
+        ("D8_ENCRYPT=1", lambda: Journal(path, is_sealed=True).close()),
     ]
     told = str(raised.value)
     said = sorted(steps, key=lambda step: told.index(step[0]))  # in the order of the sentence

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from d8mesh.core.protocol.addresses import host_of
+from d8mesh.edge.network.probe import told as meaning_of
 from d8mesh.edge.transport import web_client
 from d8mesh.edge.transport.web_client import asked_host, connect_to, get_json
 from tests.http.certified import certified
@@ -77,6 +78,27 @@ def test_json_is_asked_for(here: Served) -> None:
     for path, most in (("/none", 1000), ("/scope", 10), ("/large", 1000)):
         with pytest.raises(ValueError, match="did not answer with JSON"):
             get_json(url, path, trusted, timeout_s=PATIENCE_S, max_bytes=most)
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_proxy_whose_orchestrator_is_away_is_told_as_what_it_is(status: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                body = b"<html>Bad Gateway</html>"
+                head = f"HTTP/1.1 {status} x\r\nContent-Length: {len(body)}\r\n\r\n"
+                connection.sendall(head.encode() + body)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(OSError, match=rf"{url} is a proxy, .* not answer \({status}\)") as why:
+            get_json(url, "/health", (), timeout_s=PATIENCE_S, max_bytes=1000)
+        thread.join()
+        assert meaning_of(why.value) == str(why.value)
 
 
 @pytest.mark.parametrize(
