@@ -167,6 +167,7 @@ class Connections:
         self._is_unfinished = False
         self._next_look = 0.0
         self._is_closing = False
+        self._fault: Exception | None = None  #: what has ended the thread
         self._router = router
         self._inner, self._outer = socket.socketpair()
         for each in (self._inner, self._outer):
@@ -199,7 +200,13 @@ class Connections:
         """Learn what has come out; `is_all`: nothing more was there.
 
         Peers are served in turn: of so many messages as there are peers, each has had one taken.
+
+        Raises:
+            Exception: what has ended the thread: nothing bounds the connections any more, so the
+                process has to begin anew.
         """
+        if self._fault is not None:
+            raise self._fault
         self.round += 1.0 if is_all else len(received) / (len(self._table) + 1)
         if self._watched and received:
             self.guard.hear({peer.routing_id for peer, _ in received})
@@ -229,6 +236,13 @@ class Connections:
     # --------------------------------------------------------------- the thread's part
 
     def _serve(self) -> None:
+        try:
+            self._watch()
+        except Exception as fault:
+            self._fault = fault
+            self._wake()
+
+    def _watch(self) -> None:
         poller = zmq.Poller()
         poller.register(self._monitor, zmq.POLLIN)
         poller.register(self._inner, zmq.POLLIN)

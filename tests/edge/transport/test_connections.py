@@ -379,6 +379,22 @@ def test_a_router_without_a_loop_can_be_closed() -> None:
         router.close()
 
 
+def test_where_nobody_watches_the_connections_the_loop_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fall(now: float) -> None:
+        raise RuntimeError("it fell")
+
+    woken = threading.Event()
+    router = RouterEndpoint("127.0.0.1", [0], keys=SERVER, gate=admit, wake=woken.set)
+    monkeypatch.setattr(router._connections, "_step", fall)
+    router.drop(Peer(b"nobody", "", None))
+    assert woken.wait(CLOSED_S)
+    with pytest.raises(RuntimeError, match="it fell"):
+        router.receive(1)
+    router.close()
+
+
 def test_the_event_that_ends_the_process_is_not_asked_for() -> None:
     """See `connections._TOLD_EVENTS`; a link asks for events of its own."""
     for events in (connections._TOLD_EVENTS, sockets._HANDSHAKE_FAILED):
