@@ -249,8 +249,7 @@ class Joins:
         """Lift bans, close who has no session, and have what was noted written."""
         state, members = self._state, self._state.members
         for peer in self._unwelcome.due(state.now):
-            if not self._has_session(peer):
-                self._drop(peer, _UNHEARD_CODE)
+            self._drop(peer, _UNHEARD_CODE)
         if members.strikes.banned and members.strikes.expire(state.now):
             members.renew()
             self._show()

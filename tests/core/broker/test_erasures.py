@@ -132,7 +132,7 @@ def test_a_task_that_is_not_finished_is_erased_when_it_is(broker: WiredBroker) -
 def test_what_is_no_task_is_acknowledged_and_passed_over(broker: WiredBroker) -> None:
     client, _ = chat(broker)
     facts = len(broker.facts)
-    deliver(broker, client, f"{S}-99", "v" * 16 + "-0", "not-a-task-id-of-ours")
+    deliver(broker, client, f"{S}-99", f"{S}-no-number", "v" * 16 + "-0", "not-a-task-id-of-ours")
     assert broker.got(client, m.Received) == [m.Received(7)]
     assert len(broker.facts) == facts
 
