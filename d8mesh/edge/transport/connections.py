@@ -139,11 +139,8 @@ class Connections:
         self.rejections: deque[Rejection] = deque()
         #: how often the loop has taken all there was
         self.round = 0.0
-        self._handshake_s, self._wake, self._caps = (
-            handshake_s,
-            wake,
-            caps or Caps(most_connections()),
-        )
+        self._handshake_s, self._wake = handshake_s, wake
+        self._caps = caps or Caps(most_connections())
         self._table: dict[int, TcpConnection] = {}
         self._by_routing_id: dict[bytes, TcpConnection] = {}
         #: routing ids of connections that have ended, the oldest first
@@ -202,8 +199,7 @@ class Connections:
         Peers are served in turn: of so many messages as there are peers, each has had one taken.
 
         Raises:
-            Exception: what has ended the thread: nothing bounds the connections any more, so the
-                process has to begin anew.
+            Exception: what has ended the thread, so that nothing bounds connections any more.
         """
         if self._fault is not None:
             raise self._fault
@@ -315,10 +311,17 @@ class Connections:
             or self._unheard[address] > caps.unheard_per_address
         )
 
-    def _note_heard(self) -> None:
-        """Take in who has spoken; of who has come meanwhile the monitor has yet to tell."""
+    def _note_heard(self, of: int | None = None) -> None:
+        """Take in who has spoken; of who has come meanwhile the monitor has yet to tell.
+
+        Args:
+            of: the only descriptor of interest; of others the handshake may be still to be read.
+        """
         fresh = [self._heard.popleft() for _ in range(len(self._heard))]
-        self._early = [each for each in (*self._early, *fresh) if not self._is_noted(each)]
+        heard = [*self._early, *fresh]
+        self._early = [
+            each for each in heard if of not in (None, each.descriptor) or not self._is_noted(each)
+        ]
 
     def _is_noted(self, first: _FirstMessage) -> bool:
         """Note whose a first message is; False: of none that is known yet.
@@ -346,7 +349,7 @@ class Connections:
 
     def _ended(self, descriptor: int, now: float) -> None:
         is_unfinished, self._is_unfinished = self._is_unfinished, False
-        self._note_heard()
+        self._note_heard(descriptor)
         connection = self._table.pop(descriptor, None)
         if connection is None:
             return

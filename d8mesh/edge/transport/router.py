@@ -38,6 +38,9 @@ BACKLOG: Final = 1024
 #: Connections whose address and key are remembered: those that have ended are forgotten, so there
 #: are never so many.
 MAX_KNOWN_PEERS: Final = 16_384
+#: Of so many that have ended it is remembered whose they were: what they said last may still be in
+#: ZeroMQ's queue.
+MAX_ENDED: Final = 4096
 #: Of a frame: the key, in hex, of the connection that it came over.
 _USER: Final = "User-Id"
 #: libzmq's own numbers: on Windows they are not those of Python's `errno`, but of the C library.
@@ -123,8 +126,6 @@ class RouterEndpoint:
         """
         received: list[tuple[Peer, bytes | None]] = []
         get, known, alone, count = self.socket.recv, self._known, self._alone, 0
-        if self._ended:
-            self._forget_ended()
         while count < limit:
             # Asking whether there is more costs a fifth of the exception that says there is
             # not; where several came, more is likely.
@@ -150,12 +151,12 @@ class RouterEndpoint:
             if said_by is not None:
                 received.append((said_by.peer, frame))
         self._connections.took(received, is_all=count < limit)
+        while len(self._ended) > MAX_ENDED:
+            self._forget(self._ended.popleft())
         return received
 
     def send(self, routing_id: bytes, frame: bytes) -> bool:
         """Send without waiting; False: the peer is gone (EHOSTUNREACH) or reads too slowly."""
-        if self._ended:
-            self._forget_ended()
         name = self._names.get(routing_id)
         if name is None:
             return False
@@ -196,7 +197,7 @@ class RouterEndpoint:
         self._connections.hear_first(part, routing_id, place)
         if place == math.inf:
             return None
-        if len(self._known) >= MAX_KNOWN_PEERS:
+        if len(self._names) >= MAX_KNOWN_PEERS:
             self._forget(next(iter(self._names)))
         address, user = _told_of(part, "Peer-Address"), _told_of(part, _USER)
         peer = Peer(routing_id, address.removeprefix("::ffff:"), bytes.fromhex(user) or None)
@@ -204,12 +205,8 @@ class RouterEndpoint:
         self._known[name] = _NamedPeer(peer, user)
         return self._known[name]
 
-    def _forget_ended(self) -> None:
-        """What is still to be sent to these goes to nobody, whoever has their names by now."""
-        while self._ended:
-            self._forget(self._ended.popleft())
-
     def _forget(self, routing_id: bytes) -> None:
+        """What is still to be sent to it goes to nobody, whoever has its name by now."""
         name = self._names.pop(routing_id, None)
         if name is not None:
             del self._known[name]

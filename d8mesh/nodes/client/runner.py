@@ -162,7 +162,7 @@ class ClientRunner:
         if self.fatal is not None:
             raise copy(self.fatal)  # each its own: an error grows with who raises it
         hopeless = self._reconnector.hopeless
-        if hopeless is not None:
+        if hopeless is not None and not self.session.is_up:  # else what it says is over
             raise copy(hopeless)
         if self.is_closed:
             raise NodeClosedError

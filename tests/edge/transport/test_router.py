@@ -129,6 +129,17 @@ def test_the_name_of_a_connection_that_has_left_brings_neither_its_key_nor_what_
         assert odd.receive() == b"hello"
 
 
+@needs_sodium
+def test_what_a_peer_said_last_is_its_own_though_it_has_left(router: RouterEndpoint) -> None:
+    with RawZmtp(router.port).shake_hands(SERVER.public, new_pair()) as peer:
+        peer.send(b"hello")
+        ((who, _),) = receive(router, 1)
+        peer.send(b"last words")
+    until(lambda: router._connections.has_ended(who.routing_id))
+    assert receive(router, 1) == [(who, b"last words")]
+    until(lambda: not router.send(who.routing_id, b"are you there?"))
+
+
 # ------------------------------------------------------------------- peers in trouble
 
 
