@@ -124,7 +124,9 @@ def mesh(
             **dict.fromkeys(("D8_JOIN", "D8_MESH_KEY", "D8_TLS", "D8_TOKEN"), ""),
             **settings,
         }
-        config = Config(mesh=name, interfaces=("127.0.0.1",))
+        # Apart: a mesh that is soon gone is nothing for the pins of whoever runs this.
+        apart = str(home / "bench-client")
+        config = Config(mesh=name, interfaces=("127.0.0.1",), data_dir=apart)
         with Children(given) as children:
             orchestrator = children.start("orchestrator", "orchestrator")
             running = Mesh(

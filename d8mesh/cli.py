@@ -124,16 +124,26 @@ def _run(arguments: Sequence[str]) -> int:
             log.addHandler(logging.NullHandler())
         return _load(command)(config, options)
     except D8Error as error:
-        if is_json:
-            terminal.say(terminal.as_json({"error": str(error), "code": error.code}))
-        tell_error(error)
-        return next(code for kind, code in _EXIT_OF_ERRORS if isinstance(error, kind))
+        return _failed(error, is_json=is_json)
+    except OSError as error:
+        if terminal.is_reader_gone(error) or error.errno is None:
+            raise
+        place = [] if error.filename is None else [str(error.filename)]
+        return _failed(D8Error(": ".join([*place, str(error.strerror)])), is_json=is_json)
     except KeyboardInterrupt as interrupt:
         _tell_notes(interrupt)
         return INTERRUPTED
     finally:  # the menu goes on: what this command set is not the next one's
         os.environ.clear()
         os.environ.update(before)
+
+
+def _failed(error: D8Error, *, is_json: bool) -> int:
+    """Say an error; return its exit code."""
+    if is_json:
+        terminal.say(terminal.as_json({"error": str(error), "code": error.code}))
+    tell_error(error)
+    return next(code for kind, code in _EXIT_OF_ERRORS if isinstance(error, kind))
 
 
 def tell_error(error: D8Error) -> None:

@@ -13,15 +13,41 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from d8mesh.errors import KeyFileError
+
 FOLDER_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
 #: Whoever else may read or write a file.
 OTHERS_BITS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
+def is_writable_by_others(mode: int) -> bool:
+    """Return whether others than its owner may write what has this mode."""
+    return sys.platform != "win32" and bool(mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
 def is_open_to_others(mode: int) -> bool:
     """Return whether others than its owner may read or write what has this mode."""
     return sys.platform != "win32" and bool(mode & OTHERS_BITS)
+
+
+def refuse_shared(path: Path, mode: int, otherwise: str) -> None:
+    """Refuse a secret that others on this machine can read.
+
+    Args:
+        mode: that it has.
+        otherwise: what to do where somebody else may have read it.
+
+    Raises:
+        KeyFileError: they can.
+    """
+    if is_open_to_others(mode):
+        raise KeyFileError(
+            f"{path}: others on this machine can read it (mode {stat.S_IMODE(mode):04o}, expected "
+            f"0600). Run: chmod 600 {path}. If somebody else may have read it, {otherwise}. If its "
+            "mode stays as it is, the disk knows none (FAT, exFAT): set D8_DATA_DIR to a folder on "
+            "another"
+        )
 
 
 def make_folder(folder: Path) -> None:
@@ -74,18 +100,35 @@ def sync_names(folder: Path) -> None:
             os.close(descriptor)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Replace a file in one step.
+def write_new(path: Path, content: bytes) -> None:
+    """Make a file that is not there yet; what it holds is on the disk when this returns.
+
+    Raises:
+        OSError: it cannot be written, or it is there.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags, FILE_MODE), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace a file in one step, by one process at a time; it is on the disk when this returns.
 
     Raises:
         OSError: it cannot be written; the one before is as it was.
     """
     fresh = path.with_name(f"{path.name}.new")
-    fresh.unlink(missing_ok=True)  # one of another mode, or a link
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    fresh.replace(path)
+    fresh.unlink(missing_ok=True)  # of who was killed: its mode may be another, or it is a link
+    try:
+        write_new(fresh, content)
+        fresh.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
+    sync_names(path.parent)
 
 
 def make_once(path: Path, text: str) -> None:
@@ -98,12 +141,8 @@ def make_once(path: Path, text: str) -> None:
     """
     make_folder(path.parent)
     fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(fresh, text.encode())
         try:
             os.link(fresh, path)  # unlike a rename, it leaves what is there already
         except FileExistsError:

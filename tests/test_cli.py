@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -276,6 +277,18 @@ def test_bad_usage_is_told_with_code_2(
     captured = capsys.readouterr()
     assert told in captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("has_json", [True, False])
+def test_trouble_of_the_system_is_a_sentence_with_the_file_and_no_traceback(
+    capsys: pytest.CaptureFixture[str], has_json: bool
+) -> None:
+    outcomes.append(PermissionError(errno.EACCES, "Permission denied", "/data/journal.db"))
+    assert main(["recover", *(["--json"] if has_json else [])]) == 1
+    said = capsys.readouterr()
+    assert said.err == "error: /data/journal.db: Permission denied\n"
+    told = {"error": "/data/journal.db: Permission denied", "code": errors.D8Error.code}
+    assert (json.loads(said.out) if has_json else said.out) == (told if has_json else "")
 
 
 @pytest.mark.parametrize("command", ["join list", "status", "workers", "tasks list"])

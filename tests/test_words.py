@@ -31,7 +31,7 @@ BEHIND_THE_MENU = (
     "processes/console", "processes/launcher", "apps/niche", "apps/evolution", "apps/progress",
     "processes/worker_main", "apps/models", "apps/model_changes", "apps/model_places",
     "apps/change_display", "apps/explanation", "apps/join",
-    "apps/orchestrators", "apps/token",
+    "apps/orchestrators", "apps/token", "apps/pins", "apps/recover",
 )  # fmt: skip
 #: Errors that commands of the menu end with, or that are warned of: each has its entry.
 RAISING = (
@@ -66,11 +66,23 @@ RAISING = (
     "backends/streaming",
     "backends/openai/service",
     "backends/openai/listing",
+    "option_values",
+    "core/broker/hello_rules",
+    "core/broker/member_report",
+    "core/protocol/pinning",
+    "edge/members_file",
+    "edge/pins",
+    "edge/token_file",
+    "edge/transport/keys",
+    "edge/sqlite/payload_key",
+    "edge/sqlite/sealing",
+    "edge/sqlite/recovery/recover",
+    "http/tls",
 )
 ERRORS = frozenset(
     name for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, errors.D8Error)
-)  # fmt: skip
+) | {"ArgumentTypeError"}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -102,7 +102,7 @@ def listing_lines(body: ListedMember, now: float, columns: int | None) -> Iterat
             tr(each["kind"]) if each["kind"] else "?",
             str(each["address"]),
             str(each["fingerprint"]),
-            _ago(each["last_seen"], now),
+            tr("now") if each["is_connected"] else _ago(each["last_seen"], now),
             tr("yes") if each["is_connected"] else tr("no"),
         )
         for each in members

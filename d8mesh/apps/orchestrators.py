@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -52,6 +52,12 @@ class PassedOver(NamedTuple):
     code: str
 
 
+def reasons_of(passed_over: Sequence[PassedOver]) -> list[str]:
+    """Return why some were passed over, each reason once, though two roads may lead to it."""
+    told = list(dict.fromkeys(each.why for each in passed_over))
+    return [why for why in told if not any(each != why and each.endswith(why) for each in told)]
+
+
 def look(
     config: Config,
     on_stranger: Callable[[PassedOver], None] = lambda each: None,
@@ -71,7 +77,8 @@ def look(
             continue
         if health.get("code") == "access.token":
             is_ours = health.get("mesh", config.mesh) == config.mesh
-            closed = _through_broker(url, config, on_stranger, answer_s) if is_ours else None
+            shown = as_shown_at(url, trusted, config)
+            closed = _through_broker(url, shown, on_stranger, answer_s) if is_ours else None
             if closed is not None:
                 found[str(closed.health.get("broker_id"))] = closed
             continue
@@ -121,6 +128,18 @@ def _health(
     return None
 
 
+def as_shown_at(url: str, trusted: Collection[str], config: Config) -> Config:
+    """Return the settings with which a closed orchestrator is asked there.
+
+    Its certificate is known by what was told of it; a token is for the place that a person named.
+
+    Args:
+        trusted: fingerprints of certificates that are good there.
+    """
+    token = config.token if url == config.orchestrator_url else None
+    return replace(config, tls_trust=tuple(sorted(trusted)), token=token)
+
+
 def _through_broker(
     url: str, config: Config, on_stranger: Callable[[PassedOver], None], answer_s: float
 ) -> Orchestrator | None:
@@ -159,7 +178,7 @@ def ask(url: str, path: str, *, answer_s: float = ANSWER_S, trusted: Collection[
     except ssl.SSLCertVerificationError:  # which is a ValueError, too
         raise
     except ValueError as error:
-        raise OSError(f"{url}{path} did not answer with JSON") from error
+        raise OSError(str(error)) from error
 
 
 def _closed(url: str, why: str, code: str) -> PassedOver:

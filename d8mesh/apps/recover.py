@@ -17,6 +17,7 @@ from d8mesh.edge.sqlite.recovery.recover import Recovered, recover
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import KeyFileError, WorkerError
 from d8mesh.private import FILE_MODE
+from d8mesh.words import tr, translated
 
 JOURNAL: Final = Path("orchestrator") / "journal.db"
 #: Ids and ranges told on the screen; the file beside the old journal has more.
@@ -44,7 +45,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         JournalError: the disk is full, or does not give the file.
     """
     data = Path(config.data_dir)
-    journal = recover(data / JOURNAL, lambda text: None if options.json else tell(f"  {text} …"))
+    journal = recover(data / JOURNAL, _silent if options.json else _tell_stage)
     outboxes = list(_outboxes(data / "workers"))
     if options.json:
         say(as_json({"journal": asdict(journal), "outboxes": [_body(o) for o in outboxes]}))
@@ -53,6 +54,14 @@ def run(config: Config, options: argparse.Namespace) -> int:
     if journal.outcome == "missing" and not outboxes:
         return 1  # nothing of ours is in that folder
     return 1 if any(each.outcome == "failed" for each in outboxes) else 0
+
+
+def _tell_stage(text: str) -> None:
+    tell(f"  {translated(text)} …")
+
+
+def _silent(text: str) -> None:
+    """Say nothing: JSON is alone on standard output."""
 
 
 def _outboxes(workers: Path) -> Iterator[OutboxState]:
@@ -93,63 +102,92 @@ def _body(state: OutboxState) -> dict[str, object]:
 
 def _line(state: OutboxState) -> str:
     if state.mended is None:
-        return f"Outbox {state.folder}: {state.why or state.outcome}."
+        why = translated(state.why) if state.why else tr(state.outcome)
+        return tr("Outbox {folder}: {why}.", folder=state.folder, why=why)
     mended = state.mended
-    return (
-        f"Outbox {state.folder}: {mended.saved} results saved, {mended.damaged} damaged, "
-        f"{mended.damaged_pages} pages unreadable. Tasks of lost results are run again. "
-        f"The old file is {mended.moved_to.name}."
+    return tr(
+        "Outbox {folder}: {saved} results saved, {damaged} damaged, {pages} pages unreadable. "
+        "Tasks of lost results are run again. The old file is {name}.",
+        folder=state.folder,
+        saved=mended.saved,
+        damaged=mended.damaged,
+        pages=mended.damaged_pages,
+        name=mended.moved_to.name,
     )
 
 
 def _words(journal: Recovered) -> Iterator[str]:
+    path = journal.journal
     if journal.outcome == "missing":
-        yield f"There is no journal at {journal.journal}."
+        yield tr("There is no journal at {path}.", path=path)
         return
     if journal.outcome == "sound":
-        yield f"The journal {journal.journal} is sound: every page was read, nothing was changed."
+        yield tr(
+            "The journal {path} is sound: every page was read, nothing was changed.", path=path
+        )
         return
-    yield f"The journal {journal.journal} was recovered."
-    yield f"The damaged file is now {journal.moved_to} (its -wal and -shm beside it)."
-    yield (
-        f"Saved: {journal.queued} tasks queued, {journal.completed} completed, "
-        f"{journal.failed} failed, {journal.cancelled} cancelled."
+    yield tr("The journal {path} was recovered.", path=path)
+    yield tr("The damaged file is now {path} (its -wal and -shm beside it).", path=journal.moved_to)
+    yield tr(
+        "Saved: {queued} tasks queued, {completed} completed, {failed} failed, "
+        "{cancelled} cancelled.",
+        queued=journal.queued,
+        completed=journal.completed,
+        failed=journal.failed,
+        cancelled=journal.cancelled,
     )
+    yield from _tables(journal)
+    yield from _lost(tr("their data is lost, recorded as failed"), journal.lost_data)
+    yield from _lost(tr("their result is lost, recorded as failed"), journal.lost_results)
+    yield from _lost(tr("failed before, the reason is lost"), journal.lost_reasons)
+    yield from _unsure(journal)
+    yield tr("All of this, with all ids: {file}", file=Path(journal.moved_to).with_suffix(".json"))
+
+
+def _tables(journal: Recovered) -> Iterator[str]:
     for name, table in journal.tables.items():
-        bad = f", {table.damaged} damaged" if table.damaged else ""
+        bad = tr(", {count} damaged", count=table.damaged) if table.damaged else ""
         for first, last in table.unreadable[:TOLD]:
-            bad += f", rows {first} to {last if last < 2**63 - 1 else 'the end'} unreadable"
-        yield f"  {name}: {table.kept} rows{bad}"
-    yield from _lost("their data is lost, recorded as failed", journal.lost_data)
-    yield from _lost("their result is lost, recorded as failed", journal.lost_results)
-    yield from _lost("failed before, the reason is lost", journal.lost_reasons)
+            end = last if last < 2**63 - 1 else tr("the end")
+            bad += tr(", rows {first} to {last} unreadable", first=first, last=end)
+        yield tr("  {table}: {count} rows", table=name, count=table.kept) + bad
+
+
+def _unsure(journal: Recovered) -> Iterator[str]:
+    """Yield what may be otherwise than it was."""
     if journal.unknown_count is None:
-        yield "How many more tasks had been accepted is not known: the counts are damaged."
+        yield tr("How many more tasks had been accepted is not known: the counts are damaged.")
     elif journal.unknown_count:
-        yield f"{journal.unknown_count} more tasks had been accepted that nothing is known of."
+        yield tr(
+            "{count} more tasks had been accepted that nothing is known of.",
+            count=journal.unknown_count,
+        )
     for low, high in journal.unknown_ids[:TOLD]:
-        yield f"  they may be among {low} to {high}"
+        yield tr("  they may be among {low} to {high}", low=low, high=high)
     if journal.may_run_again:
-        yield (
-            f"Outcomes are unreadable: of the {journal.may_run_again} queued tasks some may have "
-            "finished before; they run again."
+        yield tr(
+            "Outcomes are unreadable: of the {count} queued tasks some may have finished before; "
+            "they run again.",
+            count=journal.may_run_again,
         )
     for name in journal.renamed_sessions[:TOLD]:
-        yield f"The name of a client's session is lost: its tasks go on as {name}-…"
+        yield tr("The name of a client's session is lost: its tasks go on as {name}-…", name=name)
     if journal.has_new_identity:
-        yield (
-            "The orchestrator's id or secret is lost, it has new ones: results of tasks that "
-            "are running now are refused, and these tasks run again."
+        yield tr(
+            "The orchestrator's id or secret is lost, it has new ones: results of tasks that are "
+            "running now are refused, and these tasks run again."
         )
     if journal.ignored_log_pages:
-        yield (
-            f"The log has {journal.ignored_log_pages} pages behind a break, which were not used: "
-            "they are of a commit that was never finished, or the last changes before the damage."
+        yield tr(
+            "The log has {count} pages behind a break, which were not used: they are of a commit "
+            "that was never finished, or the last changes before the damage.",
+            count=journal.ignored_log_pages,
         )
-    yield f"All of this, with all ids: {Path(journal.moved_to).with_suffix('.json')}"
 
 
 def _lost(what: str, ids: list[str]) -> Iterator[str]:
     if ids:
-        more = f" and {len(ids) - TOLD} more" if len(ids) > TOLD else ""
-        yield f"{len(ids)} tasks: {what}: {', '.join(ids[:TOLD])}{more}"
+        named = ", ".join(ids[:TOLD])
+        if len(ids) > TOLD:
+            named += tr(" and {count} more", count=len(ids) - TOLD)
+        yield tr("{count} tasks: {what}: {ids}", count=len(ids), what=what, ids=named)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from d8mesh.apps.capabilities import ListedWorker, models_of, reasons_of, why_lines
 from d8mesh.apps.models import loaded_lines
 from d8mesh.apps.orchestrators import ANSWER_S, Orchestrator, PassedOver, look
+from d8mesh.apps.orchestrators import reasons_of as passed_over_for
 from d8mesh.apps.tables import cut, lines_of, wrapped
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, width
@@ -39,8 +40,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
     for each in found:
         for line in lines(each, time.time(), is_all=options.all):
             say(line)
-    for stranger in strangers:
-        say(stranger.why)
+    for why in passed_over_for(strangers):
+        say(why)
     return 0 if is_healthy else 1
 
 
@@ -53,7 +54,7 @@ def failure(config: Config, strangers: Sequence[PassedOver]) -> dict[str, object
     text = tr("No orchestrator of mesh {mesh} answers.", mesh=config.mesh)
     code = next((each.code for each in strangers if each.code != nobody), nobody)
     return {
-        "error": "; ".join(dict.fromkeys(each.why for each in strangers)) or text,
+        "error": "; ".join(passed_over_for(strangers)) or text,
         "code": code,
     }
 

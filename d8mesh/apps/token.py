@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from d8mesh.apps.recover import JOURNAL
 from d8mesh.apps.tables import lines_of
 from d8mesh.config import Config
 from d8mesh.core.protocol.access_tokens import (
@@ -85,6 +86,14 @@ def _create(file: TokenFile, data: Path, options: argparse.Namespace) -> None:
             "command line it would stay in the shell's history: keep it in a file or a variable"
         )
     )
+    if not (data / JOURNAL).exists():
+        tell(
+            tr(
+                "No orchestrator has run with the data folder {folder} yet: only one that will "
+                "knows this token. They are made on the orchestrator's machine, as its user",
+                folder=data,
+            )
+        )
 
 
 def _list(file: TokenFile, data: Path, options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 from d8mesh.apps.capabilities import ListedWorker, models_of, reasons_of, types_of, why_lines
 from d8mesh.apps.models import loaded_lines
 from d8mesh.apps.orchestrators import ANSWER_S, Orchestrator, PassedOver, look
+from d8mesh.apps.orchestrators import reasons_of as passed_over_for
 from d8mesh.apps.status import failure, parted, requests_of, say_nobody, state_of
 from d8mesh.apps.tables import lines_of
 from d8mesh.config import Config
@@ -29,8 +30,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
         say(as_json(failure(config, strangers)))
     elif not found:
         say_nobody(config, is_any_there=bool(strangers))
-    for stranger in strangers:
-        tell(stranger.why)
+    for why in passed_over_for(strangers):
+        tell(why)
     if not found:
         return 1
     for orchestrator in found:

@@ -16,7 +16,7 @@ from typing import Final
 
 from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible
 from d8mesh.core.protocol.route import KnownBroker
-from d8mesh.private import replace_text
+from d8mesh.private import replace_file
 from d8mesh.setting_forms import NAME_PATTERN
 
 #: The folder of the orchestrator in the data folder, and the file in it.
@@ -35,7 +35,7 @@ def write(folder: Path, own: KnownBroker, mesh: str) -> None:
     with contextlib.suppress(OSError):
         told = asdict(own) | {"mesh": mesh, "proof": own.proof.hex()}
         told["server_key"] = None if own.server_key is None else own.server_key.hex()
-        replace_text(folder / NAME, json.dumps(told))
+        replace_file(folder / NAME, json.dumps(told).encode())
 
 
 def remove(folder: Path) -> None:

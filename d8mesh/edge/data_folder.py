@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Final
 
 from d8mesh.errors import ConfigError
-from d8mesh.private import make_folder, narrow
+from d8mesh.private import is_writable_by_others, make_folder, narrow
 
 #: What lies in a data folder, beside the pins.
 _ROOMS: Final = frozenset({"orchestrator", "workers", "client", "logs", "batches"})
 #: Keys: one that others can read is refused by whoever reads it. Closed here in silence, a key that
 #: somebody else may have read would go on being good.
 _SECRETS: Final = frozenset({"curve.key", "payload.key", "key.pem"})
+#: Files that say who may come in: one that others can write is refused as well, for what they wrote
+#: there would go on being good.
+_DECIDING: Final = frozenset({"members.json", "tokens.json"})
 #: Files looked at in each room: more than a room has, unless it is somebody else's folder.
 MAX_FILES: Final = 2000
 
@@ -41,7 +44,7 @@ def require(data: Path, *rooms: str) -> None:
         try:
             make_folder(folder)
             for each in _all_in(folder):
-                if each.name not in _SECRETS:
+                if not _is_refused_later(each):
                     narrow(each)
             found = next((each for each in _all_in(folder) if not _is_writable(each)), None)
             why = "" if found is None else f"not writable: {str(found)[:200]}{_whose(found)}"
@@ -55,6 +58,13 @@ def require(data: Path, *rooms: str) -> None:
     with contextlib.suppress(OSError):
         if all(_is_ours(each.name) for each in islice(data.iterdir(), MAX_FILES)):
             narrow(data)
+
+
+def _is_refused_later(path: Path) -> bool:
+    """Return whether closing a file to others would hide what its reader has to see."""
+    if path.name in _SECRETS:
+        return True
+    return path.name in _DECIDING and is_writable_by_others(path.lstat().st_mode)
 
 
 def _is_ours(name: str) -> bool:

@@ -20,7 +20,7 @@ import filelock
 
 from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.errors import WorkerError
-from d8mesh.private import FILE_MODE, make_folder, replace_text
+from d8mesh.private import FILE_MODE, make_folder, replace_file
 from d8mesh.setting_forms import NAME_PATTERN
 
 WORKERS_FOLDER: Final = "workers"
@@ -50,6 +50,8 @@ class Identity:
         self.workers = data / WORKERS_FOLDER
         self.folder, self._lock, number = _first_free(self.workers)
         self._is_named = bool(name)
+        #: the id before the last `rename`; "": there was none
+        self.called_before = ""
         try:
             self.worker_id = self._named(name, number) if name else self._stored()
         except BaseException:  # also on Ctrl-C: what was taken is let go
@@ -93,7 +95,7 @@ class Identity:
 
     def rename(self, worker_id: str) -> None:
         """Keep another id, as somebody else has this one; a name that was given stays given."""
-        self.worker_id = worker_id
+        self.called_before, self.worker_id = self.worker_id, worker_id
         if not self._is_named:
             self._write(ID_NAME, worker_id)
 
@@ -124,7 +126,7 @@ class Identity:
     def _write(self, name: str, text: str) -> None:
         """Replace a file in one step."""
         with contextlib.suppress(OSError):
-            replace_text(self.folder / name, text)
+            replace_file(self.folder / name, text.encode())
 
 
 def _host() -> str:

@@ -6,8 +6,8 @@ nobody else may write it; a damaged one is refused, for it may be what keeps som
 
 from __future__ import annotations
 
-import contextlib
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -16,7 +16,7 @@ import msgspec
 
 from d8mesh.core.broker.members_view import KeptMember
 from d8mesh.errors import ConfigError
-from d8mesh.private import sync_names
+from d8mesh.private import is_writable_by_others, replace_file
 
 MEMBERS_NAME: Final = "members.json"
 #: More than the largest that is written: 10,000 rows with 16 ids each.
@@ -39,7 +39,13 @@ def read(folder: Path) -> list[KeptMember]:
     path = folder / MEMBERS_NAME
     try:
         with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             text = file.read(MAX_MEMBERS_FILE_BYTES + 1)
+        if is_writable_by_others(mode):
+            raise ValueError(
+                f"others on this machine can write it, mode {stat.S_IMODE(mode):04o}; if what it "
+                "says is yours, chmod 600 makes it good again"
+            )
         if len(text) > MAX_MEMBERS_FILE_BYTES:
             raise ValueError(f"larger than {MAX_MEMBERS_FILE_BYTES} bytes")
         return msgspec.json.decode(text, type=_MembersFileBody).members
@@ -61,15 +67,5 @@ def write(folder: Path, members: Sequence[KeptMember]) -> None:
     Raises:
         OSError: it cannot be written; the one before is as it was.
     """
-    path = folder / MEMBERS_NAME
-    fresh = path.with_name(f"{MEMBERS_NAME}.new")
     text = msgspec.json.format(msgspec.json.encode(_MembersFileBody(list(members))), indent=1)
-    with contextlib.suppress(FileNotFoundError):
-        fresh.unlink()  # one of another mode, or a link
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(text + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    sync_names(folder)  # else a power cut may bring back who was shown out
+    replace_file(folder / MEMBERS_NAME, text + b"\n")

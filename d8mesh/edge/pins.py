@@ -12,7 +12,6 @@ import json
 import os
 import re
 import stat
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ import filelock
 from d8mesh.core.protocol.membership import fingerprint
 from d8mesh.core.protocol.pinning import MAX_PINS, Pin, with_pin, without_pin
 from d8mesh.errors import ConfigError
-from d8mesh.private import FILE_MODE, make_folder, sync_names
+from d8mesh.private import FILE_MODE, is_writable_by_others, make_folder, replace_file
 from d8mesh.program import command_name
 from d8mesh.setting_forms import NAME_PATTERN
 
@@ -35,8 +34,6 @@ PINS_LOCK_S: Final = 5.0
 MAX_PINNED_MESHES: Final = 256
 #: Largest file that is read: what the two bounds allow, and room.
 MAX_PINS_BYTES: Final = 8_000_000
-#: Who else may write a file.
-_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _FINGERPRINT_FORM: Final = re.compile(r"([a-z2-7]{4}-){3}[a-z2-7]{4}", re.ASCII)
 
 _Table = dict[str, tuple[Pin, ...]]
@@ -76,18 +73,34 @@ class PinFile:
         """
         self._change(mesh, lambda pins: with_pin(pins, pin))
 
+    def add_first(self, mesh: str, pin: Pin) -> bool:
+        """Trust this key if no other of the mesh is trusted; raises as `add` does.
+
+        Returns:
+            Whether it is trusted now: another process may have been first.
+        """
+
+        def change(pins: tuple[Pin, ...]) -> tuple[Pin, ...]:
+            is_open = not pins or any(each.fingerprint == pin.fingerprint for each in pins)
+            return with_pin(pins, pin) if is_open else pins
+
+        return pin in self._change(mesh, change)
+
     def remove(self, mesh: str, of: str) -> None:
         """Trust the key with this fingerprint no longer; raises as `add` does."""
         self._change(mesh, lambda pins: without_pin(pins, of))
 
-    def _change(self, mesh: str, change: Callable[[tuple[Pin, ...]], tuple[Pin, ...]]) -> None:
+    def _change(
+        self, mesh: str, change: Callable[[tuple[Pin, ...]], tuple[Pin, ...]]
+    ) -> tuple[Pin, ...]:
+        """Return the pins of the mesh that are on the disk now."""
         if not self.path.parent.exists():
             make_folder(self.path.parent)
         try:
             with filelock.FileLock(self.path.with_name(LOCK_FILE), PINS_LOCK_S, mode=FILE_MODE):
                 table = _read(self.path)
-                table[mesh] = change(table.get(mesh, ()))
-                if not table[mesh]:
+                pins = table[mesh] = change(table.get(mesh, ()))
+                if not pins:
                     del table[mesh]
                 if len(table) > MAX_PINNED_MESHES:
                     raise ConfigError(
@@ -95,6 +108,7 @@ class PinFile:
                         "more: delete the file, or use D8_DATA_DIR"
                     )
                 _write(self.path, table)
+                return pins
         except filelock.Timeout as error:
             raise OSError(f"{self.path}: another process holds it") from error
 
@@ -119,8 +133,8 @@ def _read(path: Path) -> _Table:
         return {}
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if sys.platform != "win32" and mode & _OTHERS_WRITE:  # Windows: the user's folder keeps others
-        raise ConfigError(  # out
+    if is_writable_by_others(mode):
+        raise ConfigError(
             f"{path}: others on this machine can write it (mode {stat.S_IMODE(mode):04o}, expected "
             f"0600). Run chmod 600 {path}, then see with `{command_name()} join pins` whether all "
             "of these keys are yours"
@@ -164,12 +178,4 @@ def _write(path: Path, table: _Table) -> None:
         ]
         for mesh, pins in table.items()
     }
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.unlink(missing_ok=True)  # of a process that was killed: its mode may be another
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(json.dumps(rows, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    sync_names(path.parent)  # else a power cut may bring back a key that was removed
+    replace_file(path, f"{json.dumps(rows, indent=1)}\n".encode())

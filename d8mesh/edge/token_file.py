@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
@@ -17,7 +18,7 @@ import msgspec
 
 from d8mesh.core.protocol.access_tokens import AccessToken, TokenUsage
 from d8mesh.errors import ConfigError, D8Error
-from d8mesh.private import sync_names
+from d8mesh.private import FILE_MODE, is_writable_by_others, replace_file
 
 #: In the orchestrator's folder of the data folder.
 TOKENS_NAME: Final = "tokens.json"
@@ -29,8 +30,6 @@ MAX_KEPT_TOKENS: Final = 1000
 MAX_TOKEN_FILE_BYTES: Final = 1024 * 1024
 #: Another `token` command takes milliseconds.
 _LOCK_S: Final = 5.0
-#: Of a file of ours: what its owner may do, and nobody else.
-_OWN_MODE: Final = 0o600
 _Content = TypeVar("_Content")
 
 
@@ -58,9 +57,10 @@ class TokenFile:
         return _read(self._usage, dict[str, TokenUsage]) or {}
 
     def add(self, token: AccessToken) -> None:
-        """Keep one more; raises as `tokens` does.
+        """Keep one more.
 
         Raises:
+            ConfigError: the file cannot be read or written.
             D8Error: its name is that of another which is not revoked, or there are too many.
         """
         with self._locked():
@@ -74,12 +74,13 @@ class TokenFile:
                         f"there are {MAX_KEPT_TOKENS} tokens already: revoke some of them"
                     )
                 known.remove(revoked)
-            _write(self._tokens, [*known, token])
+            self._keep([*known, token])
 
     def revoke(self, name: str, now_at: float) -> AccessToken:
-        """Note that a token is of no use any more, and return it; raises as `tokens` does.
+        """Note that a token is of no use any more, and return it.
 
         Raises:
+            ConfigError: the file cannot be read or written.
             D8Error: there is none of this name, or it is revoked already.
         """
         with self._locked():
@@ -87,8 +88,7 @@ class TokenFile:
             for place, each in enumerate(known):
                 if each.name == name and each.revoked_at is None:
                     known[place] = msgspec.structs.replace(each, revoked_at=now_at)
-                    _write(self._tokens, known)
-                    sync_names(self._folder)  # else a power cut may bring it back
+                    self._keep(known)
                     return known[place]
         if any(each.name == name for each in known):
             raise D8Error(f"the token {name} is revoked already")
@@ -101,7 +101,7 @@ class TokenFile:
         Raises:
             OSError: it could not be written; what was there before still is.
         """
-        _write(self._usage, usage)
+        replace_file(self._usage, _text(usage))
 
     def set_usage_aside(self) -> Path:
         """Have the usage begin anew; return where what was there is now.
@@ -118,10 +118,17 @@ class TokenFile:
             return found.st_mtime_ns, found.st_size, found.st_ino
         return None
 
+    def _keep(self, tokens: Sequence[AccessToken]) -> None:
+        try:
+            replace_file(self._tokens, _text(tokens))
+        except OSError as error:
+            why = error.strerror or error
+            raise ConfigError(f"{self._tokens}: {why}; nothing was changed") from error
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep others from changing the tokens meanwhile."""
-        lock = filelock.FileLock(self._folder / _TOKENS_LOCK, mode=_OWN_MODE)
+        lock = filelock.FileLock(self._folder / _TOKENS_LOCK, mode=FILE_MODE)
         try:
             lock.acquire(timeout=_LOCK_S)
         except filelock.Timeout as error:
@@ -130,6 +137,8 @@ class TokenFile:
             raise ConfigError(f"{self._folder}: {error.strerror or error}") from error
         try:
             yield
+        except OSError as error:
+            raise ConfigError(f"{self._tokens}: {error.strerror or error}") from error
         finally:
             lock.release()
 
@@ -137,11 +146,18 @@ class TokenFile:
 def _read(path: Path, kind: type[_Content]) -> _Content | None:
     try:
         with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             text = file.read(MAX_TOKEN_FILE_BYTES + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
+    if is_writable_by_others(mode):
+        raise ConfigError(
+            f"{path}: others on this machine can write it (mode {stat.S_IMODE(mode):04o}, expected "
+            f"0600). Run chmod 600 {path}, then see with `token list` whether all of these tokens "
+            "are yours"
+        )
     try:
         return msgspec.json.decode(text, type=kind)
     except (ValueError, RecursionError) as error:
@@ -151,14 +167,5 @@ def _read(path: Path, kind: type[_Content]) -> _Content | None:
         ) from error
 
 
-def _write(path: Path, content: Sequence[AccessToken] | Mapping[str, TokenUsage]) -> None:
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    try:
-        with os.fdopen(os.open(fresh, flags, _OWN_MODE), "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(content), indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+def _text(content: Sequence[AccessToken] | Mapping[str, TokenUsage]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(content), indent=1)

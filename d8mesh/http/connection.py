@@ -363,9 +363,13 @@ class HttpConnection(asyncio.BufferedProtocol):
                 raise error.__context__ from None
             raise bad(str(error)) from error
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Answer what came before, then say why there will be no more."""
-        self._told_at = self._place()
+    def refuse(self, refusal: Refusal, path: str = "") -> None:
+        """Answer what came before, then say why there will be no more.
+
+        Args:
+            path: that was asked for, where this connection has not been told of it.
+        """
+        self._told_at = (path, None) if path else self._place()
         self._parser, self._is_begun = None, False
         asked, self._incoming = self._incoming, None
         if all(each.keeps for each in self._asked if each is not asked):

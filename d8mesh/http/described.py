@@ -61,3 +61,11 @@ class AboutCall:
 
 #: Of a door: what is said of each of its calls, by ``METHOD RULE``.
 AboutCalls: TypeAlias = Mapping[str, AboutCall]
+
+#: The answers of a call that is always refused.
+NOT_HERE: Final[tuple[HttpReply, ...]] = ()
+
+
+def json_of(kind: object, status: int = 200) -> tuple[HttpReply, ...]:
+    """Return the answers of a call that has one kind of them."""
+    return (HttpReply(status, kind),)

@@ -46,6 +46,9 @@ _FORWARDING: Final = frozenset(
     {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
 )
 _FORWARDING_PREFIX: Final = "x-forwarded-"
+#: What a browser says of where our own pages, or its user, ask from; "": it is no browser, or says
+#: nothing. All else is refused, also what nobody has heard of yet.
+_SITES_OF_OURS: Final = ("", "none", "same-origin")
 #: What the pass of a link opens.
 LINK_SCOPES: Final = frozenset({TokenScope.LINK})
 _log: Final = logging.getLogger("d8mesh.http")
@@ -118,7 +121,10 @@ class Guard:
             if is_near:
                 return NEAR
             if self._is_closed:
-                raise _no_key()
+                raise _closed(
+                    "this mesh is closed: send its key, or an access token, as "
+                    "Authorization: Bearer"
+                )
             return ANYBODY
         if self._is_link(fields.get("x-d8-link"), shown):
             return Access(LINK_SCOPES, is_near=is_near, is_shown=True, name="of a link")
@@ -145,7 +151,7 @@ class Guard:
         if is_near:  # programs that must send something send anything
             return NEAR
         if self._is_closed:
-            raise _no_key()
+            raise _closed("this mesh is closed, and the key or token that was sent is none of its")
         return ANYBODY
 
     def admits(self, peer: str) -> bool:
@@ -210,11 +216,11 @@ def _check_page(fields: Mapping[str, str], host: str, origins: Callable[[str], b
     """
     origin, site = fields.get("origin"), fields.get("sec-fetch-site", "").lower()
     if origin is None:
-        is_good = site not in ("cross-site", "same-site")
+        is_good = site in _SITES_OF_OURS
     else:
         scheme, found, place = origin.partition("://")
         is_ours = scheme in ("http", "https") and found and place.lower() == host.lower()
-        is_good = bool(is_ours and site != "cross-site") or origins(origin)
+        is_good = bool(is_ours and site in (*_SITES_OF_OURS, "same-site")) or origins(origin)
     if not is_good:
         raise Refusal("http.origin", "requests of web pages from elsewhere are refused")
 
@@ -224,9 +230,6 @@ def is_forwarded(fields: Mapping[str, str]) -> bool:
     return not _FORWARDING.isdisjoint(fields) or _FORWARDING_PREFIX in " ".join(fields)
 
 
-def _no_key() -> Refusal:
-    told = (
-        "this mesh is closed: send its key, or an access token, as Authorization: Bearer (at the "
-        f"orchestrator `{command_name()} token create NAME` makes one)"
-    )
+def _closed(why: str) -> Refusal:
+    told = f"{why} (at the orchestrator `{command_name()} token create NAME` makes one)"
     return Refusal("access.token", told, headers=CHALLENGE)

@@ -9,7 +9,6 @@ Source: RFC 5280, section 4.1.2.5 (99991231235959Z: no end); ``docs/SECURITY.md`
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import shutil
 import ssl
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from d8mesh.config import Config
 from d8mesh.errors import ConfigError, KeyFileError
+from d8mesh.private import refuse_shared, sync_names, write_new
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -99,14 +99,23 @@ def prepared(config: Config, names: Collection[str]) -> TlsFiles | None:
         try:
             if not folder.exists():
                 _make(folder, names)
-            _refuse_shared(files.key)
+            refuse_shared(
+                files.key,
+                files.key.stat().st_mode,
+                f"delete {folder} instead: another pair, with another fingerprint, is made at the "
+                "next start",
+            )
         except OSError as error:
-            raise ConfigError(
-                f"D8_TLS=auto: {error.filename or folder}: {error.strerror or error}. Bring it "
-                f"back from a copy, or delete {folder}: another pair is made, with another "
-                "fingerprint"
-            ) from error
+            told = f"D8_TLS=auto: {error.filename or folder}: {error.strerror or error}"
+            if folder.exists():
+                told += (
+                    f". Bring it back from a copy, or delete {folder}: another pair is made, with "
+                    "another fingerprint"
+                )
+            raise ConfigError(told) from error
     server_context(files)
+    if config.tls != "auto":
+        _refuse_public(files.key)
     until = _certificate_in(files.certificate).not_valid_after_utc
     if until < datetime.now(UTC):
         raise ConfigError(
@@ -163,13 +172,13 @@ def _own_folder(config: Config) -> Path:
     return Path(config.data_dir) / "orchestrator" / TLS_FOLDER
 
 
-def _refuse_shared(key: Path) -> None:
+def _refuse_public(key: Path) -> None:
+    """Refuse a key of a person's that every user can read; a group of its own may, as on Debian."""
     mode = stat.S_IMODE(key.stat().st_mode)
-    if sys.platform != "win32" and mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if sys.platform != "win32" and mode & stat.S_IRWXO:
         raise KeyFileError(
-            f"{key}: others on this machine can read it (mode {mode:04o}, expected 0600). Run: "
-            f"chmod 600 {key}. If somebody else may have read it, delete {key.parent} instead: "
-            "another pair, with another fingerprint, is made at the next start"
+            f"D8_TLS: {key}: every user of this machine can read it (mode {mode:04o}). Run: "
+            f"chmod o= {key}. If somebody else may have read it, get another pair"
         )
 
 
@@ -190,13 +199,11 @@ def _make(folder: Path, names: Collection[str]) -> None:
     fresh.mkdir(mode=0o700, parents=True)
     try:
         for name, content in ((PRIVATE_KEY_FILE, key), (CERTIFICATE_FILE, certificate)):
-            descriptor = os.open(fresh / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            write_new(fresh / name, content)
+        sync_names(fresh)
         try:
             fresh.rename(folder)
+            sync_names(folder.parent)  # else a power cut may have another pair made
         except OSError:
             if not folder.exists():
                 raise

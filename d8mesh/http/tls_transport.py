@@ -56,7 +56,7 @@ class TlsConnection(asyncio.BufferedProtocol):
             self._is_begun = transport.is_begun = True
             if self._buffer[0] != _HANDSHAKE_RECORD:
                 self._is_plain = True
-                self._refuse_plain(transport)
+                self._refuse_plain(transport, bytes(self._buffer[:nbytes]))
                 return
         if self._is_plain or transport.is_ending:  # nothing of it is of interest
             self._above.buffer_updated(nbytes)
@@ -98,11 +98,15 @@ class TlsConnection(asyncio.BufferedProtocol):
             transport.fail()
         transport.flush()
 
-    def _refuse_plain(self, transport: TlsTransport) -> None:
+    def _refuse_plain(self, transport: TlsTransport, said: bytes) -> None:
+        """Say where to ask instead, in the form of the door that was meant."""
         transport.is_plain = True
+        words = said.partition(b"\r\n")[0].split(b" ")
+        path = words[1].partition(b"?")[0].decode("latin-1") if len(words) > 1 else ""
         host, port = (transport.get_extra_info("sockname") or ("", 0))[:2]
         place = f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-        self._above.refuse(Refusal("http.plain", f"this port speaks HTTPS: ask https://{place}"))
+        plain = Refusal("http.plain", f"this port speaks HTTPS: ask https://{place}")
+        self._above.refuse(plain, path)
 
 
 class TlsTransport(asyncio.Transport):

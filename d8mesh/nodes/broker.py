@@ -338,8 +338,8 @@ class Broker:
                 return self._dispatcher.kept(effect, self._door.keep(effect))
             case UseView():
                 self._door.use(effect)
-            case Drop(peer):
-                self._router.drop(peer)
+            case Drop(peer, code):
+                self._router.drop(peer, code)
             case Notice():
                 self._door.notify(effect)
         return []

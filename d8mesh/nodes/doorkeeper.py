@@ -142,4 +142,5 @@ class Doorkeeper:
             name=notice.name,
             code=notice.code,
         )
-        self._say(notice)
+        if not notice.is_quiet:
+            self._say(notice)

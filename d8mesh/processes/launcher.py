@@ -28,6 +28,7 @@ from d8mesh.edge import data_folder, logs
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import bind, own_names
 from d8mesh.edge.presence import Presence
+from d8mesh.errors import ConfigError
 from d8mesh.http.tls import TlsFiles, files_of, prepared
 from d8mesh.processes.closed import refuse_public
 from d8mesh.processes.console import OrchestratorConsole
@@ -64,6 +65,10 @@ _log: Final = logging.getLogger("d8mesh.orchestrator")
 def run(config: Config, options: argparse.Namespace) -> int:
     """Run an orchestrator until it is told to stop; return the exit code."""
     refuse_public(config)
+    if config.web_port == config.broker_port:
+        raise ConfigError(
+            f"FLASK_PORT and D8_BROKER_PORT are both {config.web_port}: expected a port for each"
+        )
     data_folder.require(Path(config.data_dir), "orchestrator", "logs")
     logs.setup("orchestrator", level=config.log_level, folder=_logs(config), to_stderr=False)
     stop = threading.Event()

@@ -6,6 +6,7 @@ the orchestrator's, on a thread; it asks nothing of anybody and so always answer
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from socket import socket
 from typing import Final
 
 from d8mesh.edge.network import bind, port_holder
-from d8mesh.errors import D8Error
+from d8mesh.errors import ConfigError, D8Error
 from d8mesh.http.answers import Refusal, Response, answer, problem
 from d8mesh.http.asgi import AsgiSend, Receive, Scope, fields_of
 from d8mesh.http.guard import Guard, Rejections
@@ -36,6 +37,7 @@ class StatusServer(ServerThread):
 
     Raises:
         D8Error: no port is free.
+        ConfigError: `host` is no address of this machine.
     """
 
     def __init__(
@@ -97,6 +99,10 @@ def _bind_first(host: str, ports: Sequence[int]) -> socket:
         try:
             return bind(host, port)
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise ConfigError(
+                    f"FLASK_HOST={host!r}: expected an address of this machine, or 0.0.0.0 for all"
+                ) from error
             failure = error
     holder = port_holder(ports[0]) if ports else None
     held_by = f" ({ports[0]} is taken by {holder})" if holder else ""

@@ -122,7 +122,7 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     collect_seldom()
     print(json.dumps({"event": "ready", "port": port}), flush=True)
     event(_log, logging.INFO, "web.up", port=port, broker=broker)
-    await asyncio.wait((alive,))
+    await _until_either(alive, watching)
     chats.end()
     await runner.close()
     watching.cancel()
@@ -154,6 +154,16 @@ async def _until_dead(mesh: AsyncNode) -> None:
         return
     except D8Error:  # the broker refuses it for good: whoever asks is told why
         await mesh.loop.create_future()
+
+
+async def _until_either(alive: asyncio.Task[None], watching: asyncio.Task[None]) -> None:
+    """Return when this process is to end, or nobody watches the tokens any more.
+
+    What is revoked would be good for ever then: the launcher begins anew.
+    """
+    await asyncio.wait((alive, watching), return_when=asyncio.FIRST_COMPLETED)
+    if watching.done():
+        event(_log, logging.ERROR, "tokens.unwatched", error=repr(watching.exception()))
 
 
 def _cancel_at_end(task: asyncio.Task[None]) -> None:

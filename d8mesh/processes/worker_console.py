@@ -89,7 +89,7 @@ class WorkerConsole:
             host: where its status page can be opened.
         """
         status = self._status()
-        self._name = str(status["worker_id"])
+        self._name = str(status["called_before"] or status["worker_id"])
         kind, slots = status["worker_type"], status["slots"]
         self._say_tr(
             "worker {id} ({kind}), d8mesh {version}, mesh {mesh}",
@@ -199,6 +199,13 @@ class WorkerConsole:
                 "another worker of the mesh is called {before}: this one goes on as {id}",
                 before=before,
                 id=self._name,
+            )
+            program = command_name()
+            self._say_tr(
+                "if that was this machine, and its key file is lost: run {forget} at the "
+                "orchestrator, then start here {worker}",
+                forget=f"{program} join forget {before}",
+                worker=f"{program} worker --name {before}",
             )
         self._look_at_orchestrators(status, now)
         for why in self._news(status["refused"]):

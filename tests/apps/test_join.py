@@ -197,13 +197,14 @@ def test_names_that_would_do_something_to_a_terminal_are_shown_as_they_are_spell
 def test_the_list_says_how_each_stands() -> None:
     members = [
         member(standing="waiting", name="", kind="", last_seen=None, is_connected=False),
-        member(banned_s=20.0),
-        member(is_own=True, last_seen=NOW - 3.0),
+        member(banned_s=20.0, is_connected=False),
+        member(is_own=True, last_seen=NOW - 3.0, is_connected=False),
+        member(),
     ]
     lines = list(
         listing_lines({"mode": ["approve"], "orchestrator": OURS, "members": members}, NOW, None)
     )
-    mode, ours, _, waiting, banned, own, hint = lines
+    mode, ours, _, waiting, banned, own, there, hint = lines
     assert ours == f"the key of this orchestrator: {OURS}"
     assert mode == "who joins has to be approved here (D8_JOIN=approve)"
     assert waiting.split()[:3] == ["waiting", "?", "?"]
@@ -211,6 +212,7 @@ def test_the_list_says_how_each_stands() -> None:
     assert own.split()[0] == "own"
     assert "2 h" in banned
     assert "3 s" in own
+    assert there.split()[-2:] == ["now", "yes"]
     assert hint.endswith("join approve k3fq-2mzd-7xwa-pq4e")
     nobody = {"mode": ["lan"], "orchestrator": OURS, "members": []}
     assert list(listing_lines(nobody, NOW, None))[2:] == ["nobody has joined yet"]

@@ -12,7 +12,8 @@ import pytest
 from bench.mesh import mesh
 from d8mesh.apps import orchestrators
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.orchestrators import PassedOver, ask, look
+from d8mesh.apps.orchestrators import PassedOver, as_shown_at, ask, look, reasons_of
+from d8mesh.apps.status import failure
 from d8mesh.config import Config
 
 
@@ -58,3 +59,21 @@ def test_an_orchestrator_that_tells_only_its_health_is_listed_with_what_is_wrong
     monkeypatch.setattr(orchestrators, "_heard", lambda *_: [])
     (found,) = look(Config(mesh="here"))
     assert (found.health, found.workers, found.problem) == (health, [], "'workers'")
+
+
+def test_a_closed_orchestrator_is_shown_a_token_only_where_a_person_named_it() -> None:
+    named = "https://10.0.0.1:7001"
+    config = Config(token="a-token-of-8", orchestrator_url=named, tls_trust=("ab" * 32,))
+    assert as_shown_at(named, {"ab" * 32}, config) == config
+    heard = as_shown_at("https://10.0.0.2:7001", {"ab" * 32, "cd" * 32}, config)
+    assert heard.token is None
+    assert heard.tls_trust == ("ab" * 32, "cd" * 32)
+
+
+def test_what_two_roads_say_of_one_orchestrator_is_said_once() -> None:
+    why = "b at 10.0.0.1 port 7010 has another key"
+    closed = PassedOver(f"http://10.0.0.1:7001 is closed to this machine: {why}", "access.key")
+    other = PassedOver("http://10.0.0.2:7001 is of mesh 'x', not 'y' (D8_MESH)", "access.mesh")
+    passed_over = [closed, PassedOver(why, "access.key"), other, other]
+    assert reasons_of(passed_over) == [closed.why, other.why]
+    assert failure(Config(), passed_over)["error"] == f"{closed.why}; {other.why}"

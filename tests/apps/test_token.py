@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from d8mesh import words
+from d8mesh.apps.recover import JOURNAL
 from d8mesh.cli import main
 from d8mesh.core.protocol.access_tokens import TokenScope, TokenUsage, digest_of
 from d8mesh.edge.token_file import USAGE_NAME, TokenFile
@@ -127,6 +128,16 @@ def test_what_is_wrong_is_told_in_clear_words(
 ) -> None:
     said(capsys, "create", "taken")
     assert why in said(capsys, *arguments, code=code)[1]
+
+
+def test_who_makes_a_token_where_no_orchestrator_has_run_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = "No orchestrator has run with the data folder"
+    assert told in said(capsys, "create", "alice")[1]
+    assert told in said(capsys, "create", "bob")[1]
+    (folder / JOURNAL.name).touch()
+    assert told not in said(capsys, "create", "carol")[1]
 
 
 def test_another_data_folder_can_be_named(

@@ -107,6 +107,20 @@ def test_a_folder_that_may_not_be_written_is_told(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX's")
+@pytest.mark.parametrize("name", ["members.json", "tokens.json"])
+@pytest.mark.parametrize(("mode", "left"), [(0o644, 0o600), (0o664, 0o664), (0o602, 0o602)])
+def test_what_says_who_may_come_in_is_not_closed_in_silence_if_others_could_write_it(
+    tmp_path: Path, name: str, mode: int, left: int
+) -> None:
+    data_folder.require(tmp_path, "orchestrator")
+    path = tmp_path / "orchestrator" / name
+    path.write_text("", "utf-8")
+    path.chmod(mode)
+    data_folder.require(tmp_path, "orchestrator")
+    assert path.stat().st_mode & 0o777 == left
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX's")
 @pytest.mark.parametrize("place", ["curve.key", "payload.key", "tls/key.pem"])
 def test_a_key_that_others_could_read_is_not_closed_in_silence(tmp_path: Path, place: str) -> None:
     data_folder.require(tmp_path, "orchestrator")

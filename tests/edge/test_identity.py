@@ -41,7 +41,10 @@ def test_a_second_process_of_the_same_name_gets_a_suffix(tmp_path: Path) -> None
 
 def test_another_id_is_kept_but_a_name_that_was_given_stays(tmp_path: Path) -> None:
     mine = Identity(tmp_path / "mine")
+    before = mine.worker_id
+    assert mine.called_before == ""
     mine.rename("other-1")
+    assert (mine.worker_id, mine.called_before) == ("other-1", before)
     mine.close()
     again = Identity(tmp_path / "mine")
     assert again.worker_id == "other-1"

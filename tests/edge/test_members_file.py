@@ -50,6 +50,17 @@ def test_nobody_else_may_read_or_write_it_whatever_the_umask(tmp_path: Path) -> 
     assert stat.S_IMODE((tmp_path / MEMBERS_NAME).stat().st_mode) == 0o600
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX's")
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_may_have_written_is_refused(tmp_path: Path, mode: int) -> None:
+    write(tmp_path, [])
+    (tmp_path / MEMBERS_NAME).chmod(mode)
+    with pytest.raises(ConfigError, match=r"others on this machine can write it.*chmod 600"):
+        read(tmp_path)
+    (tmp_path / MEMBERS_NAME).chmod(0o644)
+    assert read(tmp_path) == []
+
+
 def test_a_disk_that_refuses_leaves_the_file_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -37,6 +38,22 @@ def test_a_name_is_given_again_once_it_is_revoked(tmp_path: Path) -> None:
     file.revoke("alice", 6.0)
     with pytest.raises(D8Error, match="alice is revoked already"):
         file.revoke("alice", 7.0)
+
+
+def test_a_disk_that_takes_no_token_is_told_of_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = TokenFile(tmp_path)
+    file.add(token_of("alice"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for change in (lambda: file.add(token_of("bob")), lambda: file.revoke("alice", 1.0)):
+        with pytest.raises(ConfigError, match="No space left on device; nothing was changed"):
+            change()
+    assert file.tokens() == (token_of("alice"),)
 
 
 def test_who_names_a_token_that_is_not_there_is_told_which_are(tmp_path: Path) -> None:
@@ -77,6 +94,18 @@ def test_nobody_else_may_read_the_files_whatever_the_umask(tmp_path: Path) -> No
     assert set(modes.values()) == {0o600}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX's")
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_tokens_that_others_may_have_written_let_nobody_in(tmp_path: Path, mode: int) -> None:
+    file = TokenFile(tmp_path)
+    file.add(token_of("alice"))
+    (tmp_path / TOKENS_NAME).chmod(mode)
+    with pytest.raises(ConfigError, match=r"others on this machine can write it.*chmod 600"):
+        file.tokens()
+    (tmp_path / TOKENS_NAME).chmod(0o644)
+    assert len(file.tokens()) == 1
+
+
 def test_the_secret_is_in_no_file(tmp_path: Path) -> None:
     file = TokenFile(tmp_path)
     file.add(token_of("a", secret="d8_very-secret"))
@@ -88,6 +117,22 @@ def test_a_damaged_file_is_told_with_what_to_do(tmp_path: Path, text: bytes) -> 
     (tmp_path / TOKENS_NAME).write_bytes(text)
     with pytest.raises(ConfigError, match=r"it is damaged .* delete it and make the tokens anew"):
         TokenFile(tmp_path).tokens()
+
+
+def test_a_disk_without_room_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = TokenFile(tmp_path)
+    file.add(token_of("a"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for change in (lambda: file.add(token_of("b")), lambda: file.revoke("a", 1.0)):
+        with pytest.raises(ConfigError, match=rf"{TOKENS_NAME}: No space left on device"):
+            change()
+    assert [(each.name, each.revoked_at) for each in file.tokens()] == [("a", None)]
 
 
 def test_where_no_orchestrator_was_there_is_no_token(tmp_path: Path) -> None:

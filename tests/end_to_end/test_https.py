@@ -127,6 +127,9 @@ def test_plain_http_is_told_where_to_ask(secure: Secure, tmp_path: Path) -> None
     assert told["code"] == "http.plain"
     with pytest.raises(BrokerUnavailableError, match=f"ask https://127.0.0.1:{secure.port}"):
         broker_at(url)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        with pytest.raises(openai.BadRequestError, match=f"ask https://127.0.0.1:{secure.port}"):
+            client.models.list()
 
 
 def test_status_and_a_worker_by_url_follow(secure: Secure, tmp_path: Path) -> None:

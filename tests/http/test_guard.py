@@ -118,7 +118,7 @@ def test_pages_from_elsewhere_are_refused_for_every_method(method: str, origin: 
 
 @pytest.mark.parametrize("has_pages", [False, True])
 def test_what_a_page_from_elsewhere_shows_or_links_to_is_refused(has_pages: bool) -> None:
-    for site in ("cross-site", "same-site", "Cross-Site"):
+    for site in ("cross-site", "same-site", "Cross-Site", "none,cross-site", "sideways"):
         assert code_of(sec_fetch_site=site, has_pages=has_pages) == "http.origin"
 
 
@@ -153,6 +153,13 @@ def test_a_key_is_asked_for_off_loopback() -> None:
     assert code_of(peer="127.0.0.1", key=key) == ""
     assert code_of(peer="8.8.8.8", key=key, allows_public=True) == "access.token"
     assert code_of(peer="8.8.8.8", allows_public=True) == "http.peer"
+
+
+def test_who_sends_a_key_that_is_none_is_told_so_and_not_to_send_one() -> None:
+    asked = Guard((), keys=["0123456789abcdef"])
+    for fields, told in (({}, "send its key"), ({"x-api-key": "x"}, "that was sent is none")):
+        with pytest.raises(Refusal, match=told):
+            asked.access_of("192.168.1.9", fields)
 
 
 @pytest.mark.parametrize(

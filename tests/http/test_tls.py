@@ -61,6 +61,7 @@ def pair(
     files[0].write_bytes(certificate.public_bytes(form))
     pkcs8 = serialization.PrivateFormat.PKCS8
     files[1].write_bytes(key.private_bytes(form, pkcs8, encryption))
+    files[1].chmod(0o600)
     return files
 
 
@@ -156,6 +157,23 @@ def test_what_cannot_be_used_is_told_in_a_sentence(
         prepared(given(certificate, key), NAMES)
     assert "\n" not in str(raised.value)
     assert "PRIVATE" not in str(raised.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes mean nothing there")
+def test_a_key_of_a_person_that_every_user_can_read_is_refused(tmp_path: Path) -> None:
+    certificate, key = pair(tmp_path)
+    key.chmod(0o640)  # a group of its own, as `ssl-cert` is
+    assert prepared(given(certificate, key), NAMES) is not None
+    key.chmod(0o644)
+    with pytest.raises(KeyFileError, match=f"chmod o= {key}"):
+        prepared(given(certificate, key), NAMES)
+
+
+def test_where_a_pair_cannot_be_made_nothing_is_to_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "orchestrator").write_text("no folder", "utf-8")
+    with pytest.raises(ConfigError) as raised:
+        made(tmp_path)
+    assert "delete" not in str(raised.value)
 
 
 def test_a_half_of_our_own_pair_is_not_made_up_for(tmp_path: Path) -> None:

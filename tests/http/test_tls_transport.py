@@ -38,8 +38,13 @@ def all_of(opened: socket.socket) -> bytes:
     return answer
 
 
-@pytest.mark.parametrize("said", [get("/scope"), b"P", b"\0\0\0\0", b"SSH-2.0-x\r\n"])
-def test_plain_http_is_told_to_speak_https(here: Served, said: bytes) -> None:
+@pytest.mark.parametrize(
+    ("said", "path"),
+    [(get("/scope?a=b"), "/scope"), (b"P", ""), (b"\0\0\0\0", ""), (b"SSH-2.0-x\r\n", "")],
+)
+def test_plain_http_is_told_to_speak_https_in_the_form_of_its_door(
+    here: Served, said: bytes, path: str
+) -> None:
     with here.connect_plainly() as plain:
         plain.sendall(said)
         head, _, body = all_of(plain).partition(b"\r\n\r\n")
@@ -48,6 +53,7 @@ def test_plain_http_is_told_to_speak_https(here: Served, said: bytes) -> None:
     assert told["code"] == "http.plain"
     assert f"ask https://127.0.0.1:{here.port}" in told["error"]
     assert here.refused.noted == [("http.plain", "127.0.0.1")]
+    assert here.places == [(path, None)]
     assert b"200 OK" in here.say(get("/scope"))
 
 

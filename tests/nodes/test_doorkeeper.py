@@ -138,6 +138,8 @@ def test_who_waits_is_logged_and_told(tmp_path: Path, caplog: pytest.LogCaptureF
     door = Door(tmp_path)
     with caplog.at_level(logging.INFO):
         door.keeper.notify(PENDING)
+        door.keeper.notify(replace(PENDING, code="worker.id_taken", is_quiet=True))
     assert door.told == [PENDING]
     assert "peer.waits" in caplog.text
+    assert "worker.id_taken" in caplog.text
     assert PENDING.fingerprint in caplog.text

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import pytest
 
 from d8mesh import words
 from d8mesh.config import Config
+from d8mesh.core.protocol.codec import encode
 from d8mesh.core.protocol.membership import Verdict, fingerprint
+from d8mesh.core.protocol.messages import Welcome
 from d8mesh.core.protocol.pinning import Pin
 from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge.pins import PinFile
@@ -31,8 +35,9 @@ from d8mesh.nodes.reconnector import reconnector, refusals
 from d8mesh.nodes.reconnector.refusals import pause_after, refusal_of
 from d8mesh.nodes.reconnector.trust import OrchestratorTrust
 from d8mesh.nodes.worker import Worker
-from tests.keyed import PEER, SERVER
+from tests.keyed import PEER, SERVER, router_at
 from tests.nodes.gated import GatedBroker
+from tests.nodes.health_page import HealthPage, health_page
 from tests.nodes.mesh import PATIENCE_S, mesh_in, until
 
 #: Long enough for a storm to show itself.
@@ -96,6 +101,31 @@ def test_they_are_said_in_other_languages_too(tmp_path: Path) -> None:
         assert [each for each in texts if words.translated(each) == each] == []
     finally:
         words.use(words.ENGLISH)
+
+
+@pytest.mark.parametrize("kind", [Worker, Client])
+def test_who_answers_after_another_was_the_first_has_no_session(
+    tmp_path: Path, kind: type[Worker] | type[Client]
+) -> None:
+    config, key = config_in(tmp_path), new_pair().public
+    router = router_at()
+    with health_page() as (url, _), closing(router):
+        told = {"broker_port": router.port, "broker_id": "late", "server_key": SERVER.public.hex()}
+        HealthPage.body = json.dumps(told).encode()
+        node = kind(url, config=config)
+        try:
+            if isinstance(node, Worker):
+                node.start()
+            until(lambda: router.socket.poll(20))
+            ((peer, _),) = router.receive(1)
+            PinFile(tmp_path).add("m", Pin(fingerprint(key), key))
+            router.send(peer.routing_id, encode(Welcome(1, 1, "late", 3.0, 10.0, [])))
+            until(lambda: not router.is_reading(peer.routing_id))
+            is_there = node.wait_joined if isinstance(node, Worker) else node.wait_connected
+            assert not is_there(0.2)
+        finally:
+            node.stop() if isinstance(node, Worker) else node.close()
+    assert [pin.key for pin in PinFile(tmp_path).of("m")] == [key]
 
 
 @pytest.mark.parametrize(

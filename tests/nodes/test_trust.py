@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from d8mesh.config import Config
+from d8mesh.core.protocol import pinning
 from d8mesh.core.protocol.membership import announced_proof, fingerprint
 from d8mesh.core.protocol.pinning import Pin
 from d8mesh.core.protocol.route import KnownBroker
@@ -112,6 +113,23 @@ def test_where_the_first_does_not_answer_another_is_tried(tmp_path: Path) -> Non
     assert not trust.may_contact(who(B))
     trust.unreachable(A)
     assert trust.may_contact(who(B))
+
+
+@pytest.mark.parametrize("is_same_process", [True, False])
+def test_of_two_that_were_contacted_while_nothing_was_known_the_first_to_answer_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_same_process: bool
+) -> None:
+    monkeypatch.setattr(pinning, "FIRST_CONTACT_S", 0.0)  # the first has not answered in time
+    one = trust_in(tmp_path)
+    other = one if is_same_process else trust_in(tmp_path)
+    assert one.may_contact(who(A))
+    assert other.may_contact(who(B))
+    assert other.welcomed(B, "quick")
+    assert not one.welcomed(A, "late")
+    assert [pin.key for pin in PinFile(tmp_path).of("m")] == [B]
+    assert not one.may_contact(who(A))
+    PinFile(tmp_path).add("m", Pin(fingerprint(A)))
+    assert one.welcomed(A, "late, and trusted by a person")
 
 
 def test_one_that_a_person_has_named_comes_first_where_nothing_is_known(tmp_path: Path) -> None:

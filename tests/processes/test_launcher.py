@@ -165,6 +165,13 @@ def test_a_taken_port_is_named_with_its_holder_and_its_variable(
         assert re.search(r"is taken by \S.* \(process \d+\): ", said)
 
 
+def test_one_port_for_both_servers_is_refused_as_what_it_is(children: Children) -> None:
+    both = {"FLASK_PORT": "7010", "D8_BROKER_PORT": "7010"}
+    code, said = ended(children.start("orchestrator", "orchestrator", settings=both))
+    assert code == 2
+    assert "FLASK_PORT and D8_BROKER_PORT are both 7010" in said
+
+
 def test_an_address_of_another_machine_is_not_the_ports_fault(children: Children) -> None:
     elsewhere = {"FLASK_HOST": "10.254.254.254"}
     code, said = ended(children.start("orchestrator", "orchestrator", settings=elsewhere))

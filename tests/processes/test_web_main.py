@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import logging
 import os
 import socket
 import statistics
@@ -238,3 +239,19 @@ def test_a_client_that_has_ended_by_itself_ends_the_process_and_a_refused_one_do
         return bool(done)
 
     assert asyncio.run(serve()) == is_dead
+
+
+def test_where_nobody_watches_the_tokens_the_process_ends(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise RuntimeError("it fell")
+
+    async def serve() -> bool:
+        alive = asyncio.ensure_future(asyncio.sleep(60))
+        with caplog.at_level(logging.ERROR):
+            await web_main._until_either(alive, asyncio.ensure_future(fail()))
+        alive.cancel()
+        return not alive.done()
+
+    assert asyncio.run(serve())
+    assert "tokens.unwatched" in caplog.text
+    assert "it fell" in caplog.text

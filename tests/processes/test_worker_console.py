@@ -13,8 +13,15 @@ import pytest
 
 from d8mesh.processes import worker_console
 from d8mesh.processes.worker_console import INTERVAL_S, PATIENCE_S, REMIND_S, WorkerConsole
+from d8mesh.program import command_name
 
 AT = {"broker_id": "orch-1", "endpoint": "tcp://10.0.0.1:7010"}
+
+
+RENAMED = (
+    f"if that was this machine, and its key file is lost: run {command_name()} join forget bob at "
+    f"the orchestrator, then start here {command_name()} worker --name bob"
+)
 
 
 class Scene:
@@ -25,6 +32,7 @@ class Scene:
         self.lines: list[str] = []
         self.body: dict[str, Any] = {
             "worker_id": "bob",
+            "called_before": None,
             "worker_type": "deepseek",
             "version": "1.2",
             "slots": 4,
@@ -188,8 +196,18 @@ def test_refusals_a_full_outbox_and_another_name_are_told(scene: Scene) -> None:
     assert scene.said(outbox="the disk is full") == ["no new tasks are taken: the disk is full"]
     assert scene.said(outbox=None) == ["tasks are taken again"]
     assert scene.said(worker_id="bob-1") == [
-        "another worker of the mesh is called bob: this one goes on as bob-1"
+        "another worker of the mesh is called bob: this one goes on as bob-1",
+        RENAMED,
     ]
+
+
+def test_who_is_renamed_before_it_is_shown_is_told_of_it_all_the_same() -> None:
+    scene = Scene()
+    scene.body |= {"worker_id": "bob-1", "called_before": "bob"}
+    scene.console.begin(folder="x", interfaces="", wanted="bob")
+    assert scene.lines[:2] == ["worker bob (deepseek), d8mesh 1.2, mesh d8", "data in x"]
+    assert scene.said()[1:] == [RENAMED]
+    assert scene.said() == []
 
 
 def test_a_machine_without_mdns_is_told_what_helps(scene: Scene) -> None:

@@ -97,6 +97,16 @@ def test_without_a_free_status_port_it_says_so_and_works(running: Mesh) -> None:
     assert child.wait(PATIENCE_S) == 0
 
 
+def test_an_address_of_another_machine_is_not_the_status_ports_fault(running: Mesh) -> None:
+    settings = {"FLASK_HOST": "10.254.254.254"}
+    child = running.children.start("worker", "worker", settings=settings)
+    until(lambda: any(" joined " in line for line in child.lines), "the worker to join")
+    told = "note: FLASK_HOST='10.254.254.254': expected an address of this machine"
+    assert any(line.startswith(told) for line in child.lines), child.lines
+    child.close_input()
+    assert child.wait(PATIENCE_S) == 0
+
+
 def test_a_second_worker_of_a_name_says_what_it_became(running: Mesh, tmp_path: Path) -> None:
     def started(folder: str) -> RunningCommand:
         settings = {"WORKER_STATUS_PORT": str(free_ports(1)[0]), "D8_DATA_DIR": folder}

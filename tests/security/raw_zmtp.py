@@ -88,16 +88,22 @@ class RawZmtp:
     def close(self) -> None:
         self.socket.close()
 
-    def shake_hands(self, server_key: bytes, keys: KeyPair | None = None) -> RawZmtp:
-        """Greet, and do the whole handshake of CURVE as a DEALER; closed if that fails."""
+    def shake_hands(
+        self, server_key: bytes, keys: KeyPair | None = None, *, name: bytes = b""
+    ) -> RawZmtp:
+        """Greet, and do the whole handshake of CURVE as a DEALER; closed if that fails.
+
+        Args:
+            name: what the ROUTER is asked to call this connection; none if it is empty.
+        """
         try:
-            self._shake_hands(server_key, keys or new_pair())
+            self._shake_hands(server_key, keys or new_pair(), name)
         except BaseException:
             self.close()
             raise
         return self
 
-    def _shake_hands(self, server_key: bytes, keys: KeyPair) -> None:
+    def _shake_hands(self, server_key: bytes, keys: KeyPair, name: bytes) -> None:
         fleeting = new_pair()
         self.socket.sendall(greeting("CURVE"))
         self._take(64)
@@ -111,6 +117,8 @@ class RawZmtp:
         vouching = os.urandom(16)
         vouch = Box(theirs, keys.secret).seal(fleeting.public + server_key, b"VOUCH---" + vouching)
         ready = b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
+        if name:
+            ready += b"\x08Identity" + struct.pack(">I", len(name)) + name
         number = self._number()
         self._session = Box(theirs, fleeting.secret)
         box = self._session.seal(

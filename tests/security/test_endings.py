@@ -99,6 +99,50 @@ def test_who_waits_for_approval_is_told_the_command_that_gives_it(ends: Ends) ->
     says(log, "joined", times=2)
 
 
+def test_a_worker_that_lost_its_key_file_gets_its_id_back_by_what_it_says(ends: Ends) -> None:
+    boss, far, _ = ends.lan.hosts
+    ends.begin(boss, "orchestrator")
+    until(lambda: ends.health(boss).get("status") == "healthy", "a healthy orchestrator")
+    log = ends.begin(far, "worker")
+    says(log, "joined")
+    (folder,) = (ends.folder_of(far) / "workers").iterdir()
+    name = (folder / "id").read_text("utf-8")
+    far.kill_all()
+    (folder / "curve.key").unlink()
+    log = ends.begin(far, "worker")
+    says(log, "joined")
+    says(log, "--name")
+    far.kill_all()
+    said = " ".join(log.read_text("utf-8").split())
+    action, who = command_in(said)
+    assert (action, who) == ("forget", name)
+    assert ends.run(boss, "join", action, who).returncode == 0
+    asked = shlex.split(said.partition("then start here ")[2])
+    at = asked.index("worker")
+    log = ends.begin(far, *asked[at : at + 3])
+    says(log, f"worker {name} joined")
+
+
+@pytest.mark.parametrize("closing", [{"D8_JOIN": "approve"}, {"D8_MESH_KEY": KEY}])
+def test_a_closed_orchestrator_with_its_own_certificate_tells_members_how_it_stands(
+    ends: Ends, closing: dict[str, str]
+) -> None:
+    boss, _, user = ends.lan.hosts
+    log = ends.begin(boss, "orchestrator", D8_TLS="auto", **closing)
+    says(log, "certificate:")
+    key = {name: closing[name] for name in closing if name == "D8_MESH_KEY"}
+    if not key:
+        told = ends.run(user, "status")
+        assert told.returncode == 1
+        assert "has not let in the key" in told.stdout, told.stdout
+        action, member = command_in(told.stdout)
+        assert ends.run(boss, "join", action, member).returncode == 0
+    for command in ("status", "workers"):
+        done = ends.run(user, command, "--json", **key)
+        assert done.returncode == 0, done.stdout
+        assert "error" not in done.stdout
+
+
 def test_who_has_another_mesh_key_or_none_is_told_so(ends: Ends) -> None:
     boss, far, _ = ends.lan.hosts
     ends.begin(boss, "orchestrator", D8_MESH_KEY=KEY)

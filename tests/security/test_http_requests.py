@@ -73,6 +73,9 @@ def test_02_a_foreign_or_malformed_host_is_refused_for_every_method(
         "Origin: http://localhost.evil.example",
         "Sec-Fetch-Site: cross-site",
         "Sec-Fetch-Site: same-site",
+        "Sec-Fetch-Site: none\r\nSec-Fetch-Site: cross-site",
+        "Sec-Fetch-Site: cross-site;x",
+        "Sec-Fetch-Site: cross-origin",
     ],
 )
 def test_03_a_page_from_elsewhere_is_refused_for_every_method(

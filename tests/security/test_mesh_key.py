@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 from msgspec import structs
 
+from d8mesh.core.broker.unwelcome import MAX_UNWELCOME_PER_ADDRESS, UNWELCOME_S
 from d8mesh.core.protocol import messages as m
+from d8mesh.core.protocol.codec import encode
 from d8mesh.core.protocol.membership import join_proof, mesh_secret
+from d8mesh.edge.transport.connections import UNHEARD
 from tests.nodes.running import until
 from tests.security.abuse import Abused, abused_mesh
 from tests.security.raw_sessions import FROM_CLIENTS, FROM_WORKERS, Raw, raw
+from tests.security.raw_zmtp import RawZmtp, needs_sodium
 
 KEY = "a-mesh-key-that-is-long-enough-8471"
 OTHER = "another-mesh-key-that-is-long-2295"
@@ -52,6 +57,27 @@ def test_26_no_verb_is_read_of_who_has_not_shown_the_key(abused: Abused, said: m
             until(peer.link, m.Rehello)
             kinds = {type(each) for each in peer.heard()}
         assert kinds <= {m.Rehello}
+
+
+@needs_sodium
+def test_22_who_has_not_shown_the_key_takes_the_places_of_nobody(abused: Abused) -> None:
+    server_key, mesh = (abused.health()[name] for name in ("server_key", "mesh"))
+    hello = encode(m.ClientHello(1, mesh, "0123456789abcdef", "stranger"))
+    strangers: list[RawZmtp] = []
+    try:
+        for _ in range(MAX_UNWELCOME_PER_ADDRESS + 50):
+            odd = RawZmtp(abused.mesh.broker_port).shake_hands(bytes.fromhex(server_key))
+            odd.send(hello)
+            strangers.append(odd)
+        begun = time.monotonic()
+        assert strangers[-1].ends_within(UNWELCOME_S / 2), "there are too many of them"
+        abused.goes_on()
+        assert all(each.ends_within(UNWELCOME_S + 10) for each in strangers)
+        assert time.monotonic() - begun < UNWELCOME_S + 10
+    finally:
+        for each in strangers:
+            each.close()
+    assert abused.rejected()["broker", UNHEARD] == len(strangers)
 
 
 def replace_proof(

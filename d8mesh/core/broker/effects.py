@@ -76,9 +76,10 @@ class UseView(Struct, frozen=True, gc=False):
 
 
 class Drop(Struct, frozen=True, gc=False):
-    """Close the connection of this peer."""
+    """Close the connection of this peer; if it is still there, count that by `code`, if any."""
 
     peer: Peer
+    code: str = ""
 
 
 class Notice(Struct, frozen=True, gc=False):
@@ -86,13 +87,14 @@ class Notice(Struct, frozen=True, gc=False):
 
     `code` says what: why somebody waits or was refused for the first time, or what `join` did
     (``member.approve``, ``member.revoke``, ``member.forget``). `fingerprint` and `name` may be
-    empty: no key was shown, nobody told a name.
+    empty: no key was shown, nobody told a name. `is_quiet`: it is for the log alone.
     """
 
     code: str
     address: str
     fingerprint: str
     name: str
+    is_quiet: bool = False
 
 
 _OfMembers: TypeAlias = KeepMembers | UseView | Drop | Notice

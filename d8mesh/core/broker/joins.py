@@ -14,6 +14,7 @@ from d8mesh.core.broker.polling import Polling
 from d8mesh.core.broker.returns import LEAVING, Returns
 from d8mesh.core.broker.state import BrokerState, ClientState
 from d8mesh.core.broker.strikes import UNKNOWN_STRIKE
+from d8mesh.core.broker.unwelcome import Unwelcome
 from d8mesh.core.broker.worker_registry import WorkerState
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.membership import fingerprint
@@ -25,7 +26,9 @@ KEEP_S: Final = 5.0
 KEEP_AGAIN_S: Final = 10.0
 #: Who was told of as refused for the first time; those of the longest ago may be told of again.
 MAX_NOTED: Final = 1000
-#: Notices in a minute; the log has all.
+#: Counts connections that are closed because nothing that they said has opened a session.
+_UNHEARD_CODE: Final = "zmq.unheard"
+#: Notices of refusals that people are told of in a minute; the log has all.
 NOTICES_PER_MINUTE: Final = 10
 
 
@@ -43,6 +46,7 @@ class Joins:
         self._told: dict[tuple[bytes | str, str], None] = {}
         self._notices: list[float] = []
         self._shown = state.members.view
+        self._unwelcome = Unwelcome()
 
     # ------------------------------------------------------------------------ HELLO
 
@@ -63,6 +67,7 @@ class Joins:
         if refused is not None:
             self._refuse_peer(peer, refused)
             return False
+        self._unwelcome.forget(peer)
         if peer.key is None:
             return True
         state.members.make_room(partial(member_report.connected, state))
@@ -84,21 +89,36 @@ class Joins:
         state.metrics.reject("session.unknown")
         state.send(peer, m.Rehello("no session under this connection: say HELLO"))
         self._strike(peer, UNKNOWN_STRIKE)
+        self._bear(peer)
 
     def malformed(self, peer: Peer, code: str) -> None:
         """Count a frame that was no message."""
         self._state.metrics.reject(code)
         self._strike(peer)
+        self._bear(peer)
 
     def _refuse_peer(self, peer: Peer, refused: m.Refused) -> None:
         self._state.metrics.reject(refused.code)
         self._state.send(peer, refused)
-        if refused.code.startswith("access."):
-            self._note(peer.key, peer.address, refused.code)
+        self._note(peer.key, peer.address, refused.code)
         if refused.code in ("access.revoked", "access.pending"):
             self._drop(peer)  # the gate tells it from now on
         else:
             self._strike(peer)
+            if self._bear(peer) and self._unwelcome.are_many(peer.address):
+                self._drop(peer, _UNHEARD_CODE)
+
+    def _bear(self, peer: Peer) -> bool:
+        """Let who has no session stay for a while; return whether it is one of these."""
+        is_unwelcome = not self._has_session(peer) and peer.key not in self._state.members.own
+        if is_unwelcome:
+            self._unwelcome.note(peer, self._state.now)
+        return is_unwelcome
+
+    def _has_session(self, peer: Peer) -> bool:
+        state = self._state
+        is_client = peer.routing_id in state.clients_by_routing_id
+        return is_client or state.registry.by_peer(peer) is not None
 
     def _strike(self, peer: Peer, weight: float = 1.0) -> None:
         """Count what a peer did against its key; enough of it has the key banned for a while."""
@@ -124,7 +144,10 @@ class Joins:
             self._note(knock.key, knock.address, knock.code)
 
     def _note(self, key: bytes | None, address: str, code: str) -> None:
-        """Tell who runs this of a refusal, once for each key (or address) and reason."""
+        """Tell who runs this of a refusal, once for each key (or address) and reason.
+
+        What a node of ours mends by itself, as an id that is taken, is of interest to the log only.
+        """
         state = self._state
         what = (address if key is None else key, code)
         if what in self._told:
@@ -133,13 +156,14 @@ class Joins:
         if len(self._told) > MAX_NOTED:
             del self._told[next(iter(self._told))]
         self._notices = [at for at in self._notices if at > state.now - 60.0]
-        if len(self._notices) >= NOTICES_PER_MINUTE:
-            return
-        self._notices.append(state.now)
+        is_quiet = len(self._notices) >= NOTICES_PER_MINUTE or not code.startswith("access.")
+        if not is_quiet:
+            self._notices.append(state.now)
         members = state.members
         member = None if key is None else members.waiting.get(key) or members.by_key.get(key)
         shown = fingerprint(key) if key is not None else ""
-        state.effects.append(Notice(code, address, shown, member.name if member else ""))
+        name = member.name if member else ""
+        state.effects.append(Notice(code, address, shown, name, is_quiet))
 
     # ------------------------------------------------------------- asked by who runs it
 
@@ -213,16 +237,19 @@ class Joins:
         self._state.send(peer, said)
         self._drop(peer)
 
-    def _drop(self, peer: Peer) -> None:
-        drop, effects = Drop(peer), self._state.effects
+    def _drop(self, peer: Peer, code: str = "") -> None:
+        self._unwelcome.forget(peer)
+        drop, effects = Drop(peer, code), self._state.effects
         if drop not in effects:
             effects.append(drop)
 
     # -------------------------------------------------------------------- in between
 
     def sweep(self) -> None:
-        """Lift bans, and have what was noted written."""
+        """Lift bans, close who has no session, and have what was noted written."""
         state, members = self._state, self._state.members
+        for peer in self._unwelcome.due(state.now):
+            self._drop(peer, _UNHEARD_CODE)
         if members.strikes.banned and members.strikes.expire(state.now):
             members.renew()
             self._show()

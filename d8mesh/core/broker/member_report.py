@@ -20,6 +20,8 @@ FIT: Final = {
 }
 #: Of several that a name means, so many are named.
 MAX_TWINS_NAMED: Final = 5
+#: What stands after the host in an id that a worker has made up, or taken instead of another.
+_MADE_UP: Final = re.compile(r"(-[0-9a-f]{8})+\Z", re.ASCII)
 _BARE_FINGERPRINT: Final = re.compile(rf"[a-z2-7]{{{FINGERPRINT_CHARS}}}", re.ASCII)
 
 Body = dict[str, object]
@@ -83,6 +85,8 @@ def standing_of(members: Members, member: Member) -> str:
 def found(members: Members, action: str, who: str) -> Member:
     """Return the one member that `who` means: a fingerprint, else a worker id or host.
 
+    The id that a worker makes up for itself begins with its host: that is a name of it, too.
+
     The name of a key that waits is whatever anybody announces: it names nobody.
 
     Raises:
@@ -114,7 +118,8 @@ def found(members: Members, action: str, who: str) -> Member:
 def _is_called(member: Member, who: str) -> bool:
     if bare := _bare(who):  # nobody may call itself what another key is shown as
         return member.fingerprint.replace("-", "") == bare
-    return who == member.name or who in member.worker_ids
+    names = {member.name, *member.worker_ids}
+    return who in names or who in {_MADE_UP.sub("", name) for name in names}
 
 
 def _bare(who: str) -> str:

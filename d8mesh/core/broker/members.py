@@ -169,7 +169,16 @@ class Members:
         member.address, member.seen_at = knock.address, at
         self.waiting[key] = member
         if len(self.waiting) > MAX_WAITING:
-            del self.waiting[next(iter(self.waiting))]
+            del self.waiting[self._least_wanted()]
+
+    def _least_wanted(self) -> bytes:
+        """Return which waiting key goes: the oldest of the address that has the most of them.
+
+        So whoever knocks with ever new keys takes the places of his own.
+        """
+        count = Counter(each.address for each in self.waiting.values())
+        crowded = max(count.values())
+        return next(key for key, each in self.waiting.items() if count[each.address] == crowded)
 
     def announce(self, key: bytes, name: str) -> None:
         """Note the name that a node announces for its key; anybody may announce anything."""

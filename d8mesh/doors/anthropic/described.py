@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from d8mesh.doors.anthropic.message_request import MAX_TOP_K
 from d8mesh.handlers.chat_fields import MAX_TEMPERATURE, MAX_TOKENS
-from d8mesh.http.described import EVENTS, AboutCall, AboutCalls, HttpReply
+from d8mesh.http.described import EVENTS, NOT_HERE, AboutCall, AboutCalls, HttpReply
 
 Object: TypeAlias = dict[str, Any]
 Portion: TypeAlias = Annotated[float, Meta(ge=0, le=1)] | None
@@ -82,15 +82,14 @@ class MessageTold(Struct):
     usage: MessageUsage
 
 
-_NOT_HERE: Final[tuple[HttpReply, ...]] = ()
-_BATCHES_NOT_HERE: Final = AboutCall(what="There are no batches of messages.", answers=_NOT_HERE)
+_BATCHES_NOT_HERE: Final = AboutCall(what="There are no batches of messages.", answers=NOT_HERE)
 ANTHROPIC_CALLS: Final[AboutCalls] = {
     "POST /v1/messages": AboutCall(
         what="A message.",
         body=MessageBody,
         answers=(HttpReply(200, MessageTold), HttpReply(200, None, EVENTS)),
     ),
-    "POST /v1/messages/count_tokens": AboutCall(what="Tokens are not counted.", answers=_NOT_HERE),
+    "POST /v1/messages/count_tokens": AboutCall(what="Tokens are not counted.", answers=NOT_HERE),
     "POST /v1/messages/batches": _BATCHES_NOT_HERE,
     "GET /v1/messages/batches": _BATCHES_NOT_HERE,
     "GET /v1/messages/batches/<path:inner>": _BATCHES_NOT_HERE,

@@ -13,7 +13,7 @@ from d8mesh.doors.batches.creation import (
     MAX_METADATA_KEY_CHARS,
 )
 from d8mesh.doors.batches.uploads import LEAST_STAY_S, MOST_STAY_S
-from d8mesh.http.described import BINARY, FORM, AboutCall, AboutCalls, HttpReply
+from d8mesh.http.described import BINARY, FORM, AboutCall, AboutCalls, HttpReply, json_of
 
 ListOrder: TypeAlias = Literal["asc", "desc"]
 #: Of a list, as OpenAI has it.
@@ -144,28 +144,22 @@ BATCHES_CALLS: Final[AboutCalls] = {
     "POST /v1/files": AboutCall(
         what="Keep a file: the form's `file`, with its `purpose`.",
         media=FORM,
-        answers=(HttpReply(200, FileTold),),
+        answers=json_of(FileTold),
     ),
-    "GET /v1/files": AboutCall(
-        what="The files.", query=FilesQuery, answers=(HttpReply(200, FilesTold),)
-    ),
-    "GET /v1/files/<file_id>": AboutCall(what="A file.", answers=(HttpReply(200, FileTold),)),
-    "DELETE /v1/files/<file_id>": AboutCall(
-        what="Remove it.", answers=(HttpReply(200, FileDeletedTold),)
-    ),
+    "GET /v1/files": AboutCall(what="The files.", query=FilesQuery, answers=json_of(FilesTold)),
+    "GET /v1/files/<file_id>": AboutCall(what="A file.", answers=json_of(FileTold)),
+    "DELETE /v1/files/<file_id>": AboutCall(what="Remove it.", answers=json_of(FileDeletedTold)),
     "GET /v1/files/<file_id>/content": AboutCall(
         what="What is in it.", answers=(HttpReply(200, None, BINARY),)
     ),
     "POST /v1/batches": AboutCall(
-        what="Have the requests of a file answered.",
-        body=BatchBody,
-        answers=(HttpReply(200, BatchTold),),
+        what="Have the requests of a file answered.", body=BatchBody, answers=json_of(BatchTold)
     ),
     "GET /v1/batches": AboutCall(
-        what="The batches.", query=BatchesQuery, answers=(HttpReply(200, BatchesTold),)
+        what="The batches.", query=BatchesQuery, answers=json_of(BatchesTold)
     ),
-    "GET /v1/batches/<batch_id>": AboutCall(what="A batch.", answers=(HttpReply(200, BatchTold),)),
+    "GET /v1/batches/<batch_id>": AboutCall(what="A batch.", answers=json_of(BatchTold)),
     "POST /v1/batches/<batch_id>/cancel": AboutCall(
-        what="End it before its time.", answers=(HttpReply(200, BatchTold),)
+        what="End it before its time.", answers=json_of(BatchTold)
     ),
 }

@@ -11,7 +11,15 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from d8mesh.handlers.chat_fields import MAX_DIMENSIONS, MAX_TOP_LOGPROBS
 from d8mesh.handlers.message_fields import MAX_MESSAGES
-from d8mesh.http.described import LINES, PLAIN_TEXT, AboutCall, AboutCalls, HttpReply
+from d8mesh.http.described import (
+    LINES,
+    NOT_HERE,
+    PLAIN_TEXT,
+    AboutCall,
+    AboutCalls,
+    HttpReply,
+    json_of,
+)
 from d8mesh.setting_forms import MODEL_PATTERN
 
 ModelName: TypeAlias = Annotated[str, Meta(pattern=rf"^\s*(?:{MODEL_PATTERN})\s*$")]
@@ -40,12 +48,10 @@ class OllamaMessage(Struct):
     tool_call_id: str | None = None
 
 
-class OllamaChat(Struct):
-    """A chat; without messages the model is loaded, or let go of."""
+class OllamaAsked(Struct, kw_only=True):
+    """What a model is asked with, in whichever form."""
 
     model: ModelName
-    messages: Annotated[list[OllamaMessage], Meta(max_length=MAX_MESSAGES)] | None = None
-    tools: list[dict[str, Any]] | None = None
     format: Format = None
     keep_alive: KeepAlive = None
     logprobs: bool | None = None
@@ -57,10 +63,16 @@ class OllamaChat(Struct):
     truncate: bool | None = None
 
 
-class OllamaGenerate(Struct):
+class OllamaChat(OllamaAsked, kw_only=True):
+    """A chat; without messages the model is loaded, or let go of."""
+
+    messages: Annotated[list[OllamaMessage], Meta(max_length=MAX_MESSAGES)] | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+class OllamaGenerate(OllamaAsked, kw_only=True):
     """A prompt; without one the model is loaded, or let go of."""
 
-    model: ModelName
     prompt: str | None = None
     suffix: str | None = None
     system: str | None = None
@@ -68,15 +80,6 @@ class OllamaGenerate(Struct):
     raw: bool | None = None
     images: list[str] | None = None
     context: list[int] | None = None
-    format: Format = None
-    keep_alive: KeepAlive = None
-    logprobs: bool | None = None
-    options: dict[str, Any] | None = None
-    shift: bool | None = None
-    stream: bool | None = True
-    think: Think = None
-    top_logprobs: TopLogprobs = None
-    truncate: bool | None = None
 
 
 class OllamaEmbed(Struct):
@@ -233,47 +236,42 @@ class OllamaProgress(Struct):
     completed: int | UnsetType = UNSET
 
 
-def _json(kind: object) -> tuple[HttpReply, ...]:
-    return (HttpReply(200, kind),)
-
-
 def _streamed(kind: object) -> tuple[HttpReply, ...]:
     return (HttpReply(200, kind), HttpReply(200, kind, LINES))
 
 
-_NOT_HERE: Final[tuple[HttpReply, ...]] = ()
 OLLAMA_CALLS: Final[AboutCalls] = {
     "GET /": AboutCall(what="That something is here.", answers=(HttpReply(200, None, PLAIN_TEXT),)),
-    "GET /api/version": AboutCall(what="Its version.", answers=_json(OllamaVersion)),
-    "GET /api/tags": AboutCall(what="The models.", answers=_json(OllamaTags)),
-    "GET /api/ps": AboutCall(what="Those in memory.", answers=_json(OllamaResidents)),
-    "GET /api/status": AboutCall(what="Ollama's cloud.", answers=_json(OllamaCloud)),
+    "GET /api/version": AboutCall(what="Its version.", answers=json_of(OllamaVersion)),
+    "GET /api/tags": AboutCall(what="The models.", answers=json_of(OllamaTags)),
+    "GET /api/ps": AboutCall(what="Those in memory.", answers=json_of(OllamaResidents)),
+    "GET /api/status": AboutCall(what="Ollama's cloud.", answers=json_of(OllamaCloud)),
     "POST /api/show": AboutCall(
-        what="All that is known of a model.", body=OllamaNamed, answers=_json(dict[str, Any])
+        what="All that is known of a model.", body=OllamaNamed, answers=json_of(dict[str, Any])
     ),
     "POST /api/chat": AboutCall(what="A chat.", body=OllamaChat, answers=_streamed(OllamaText)),
     "POST /api/generate": AboutCall(
         what="A text to go on with.", body=OllamaGenerate, answers=_streamed(OllamaText)
     ),
     "POST /api/embed": AboutCall(
-        what="Vectors of texts.", body=OllamaEmbed, answers=_json(OllamaVectors)
+        what="Vectors of texts.", body=OllamaEmbed, answers=json_of(OllamaVectors)
     ),
     "POST /api/embeddings": AboutCall(
-        what="The vector of a text.", body=OllamaEmbeddings, answers=_json(OllamaVector)
+        what="The vector of a text.", body=OllamaEmbeddings, answers=json_of(OllamaVector)
     ),
     "POST /api/pull": AboutCall(
         what="Install a model.", body=OllamaPull, answers=_streamed(OllamaProgress)
     ),
     "DELETE /api/delete": AboutCall(
-        what="Remove a model.", body=OllamaNamed, answers=(HttpReply(200, None),)
+        what="Remove a model.", body=OllamaNamed, answers=json_of(None)
     ),
-    "POST /api/copy": AboutCall(what="Refused.", body=OllamaCopy, answers=_NOT_HERE),
-    "POST /api/create": AboutCall(what="Refused.", answers=_NOT_HERE),
-    "POST /api/push": AboutCall(what="Refused.", answers=_NOT_HERE),
-    "GET /api/blobs/<digest>": AboutCall(what="There are none.", answers=_NOT_HERE),
-    "POST /api/blobs/<digest>": AboutCall(what="Refused.", answers=_NOT_HERE),
-    "POST /api/me": AboutCall(what="There is no account.", answers=_NOT_HERE),
-    "POST /api/signout": AboutCall(what="There is no account.", answers=_NOT_HERE),
-    "DELETE /api/user/keys/<path:key>": AboutCall(what="There is no account.", answers=_NOT_HERE),
-    "POST /api/experimental/<path:rest>": AboutCall(what="Refused.", answers=_NOT_HERE),
+    "POST /api/copy": AboutCall(what="Refused.", body=OllamaCopy, answers=NOT_HERE),
+    "POST /api/create": AboutCall(what="Refused.", answers=NOT_HERE),
+    "POST /api/push": AboutCall(what="Refused.", answers=NOT_HERE),
+    "GET /api/blobs/<digest>": AboutCall(what="There are none.", answers=NOT_HERE),
+    "POST /api/blobs/<digest>": AboutCall(what="Refused.", answers=NOT_HERE),
+    "POST /api/me": AboutCall(what="There is no account.", answers=NOT_HERE),
+    "POST /api/signout": AboutCall(what="There is no account.", answers=NOT_HERE),
+    "DELETE /api/user/keys/<path:key>": AboutCall(what="There is no account.", answers=NOT_HERE),
+    "POST /api/experimental/<path:rest>": AboutCall(what="Refused.", answers=NOT_HERE),
 }

@@ -20,7 +20,7 @@ from d8mesh.handlers.chat_fields import (
     MAX_TOP_LOGPROBS,
 )
 from d8mesh.handlers.message_fields import MAX_MESSAGES
-from d8mesh.http.described import EVENTS, AboutCall, AboutCalls, HttpReply
+from d8mesh.http.described import EVENTS, AboutCall, AboutCalls, HttpReply, json_of
 
 FilledText: TypeAlias = Annotated[str, Meta(min_length=1)]
 Portion: TypeAlias = Annotated[float, Meta(ge=0, le=1)] | None
@@ -360,6 +360,6 @@ OPENAI_CALLS: Final[AboutCalls] = {
         what="A conversation.", body=ResponseBody, answers=_either(ResponseTold)
     ),
     "POST /v1/embeddings": AboutCall(
-        what="Vectors of texts.", body=EmbeddingBody, answers=(HttpReply(200, EmbeddingsTold),)
+        what="Vectors of texts.", body=EmbeddingBody, answers=json_of(EmbeddingsTold)
     ),
 }

@@ -41,7 +41,7 @@ def told(error: BaseException | None) -> str:
         return "there is no way to that network"
     if isinstance(error, OSError):
         return error.strerror or str(error)[:200] or type(error).__name__
-    return "" if error is None else f"what answers there is no orchestrator ({error!r:.100})"
+    return "" if error is None else f"what answers there is no orchestrator ({error!s:.200})"
 
 
 def _look(host: str, port: int, deadline_s: float) -> str:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import stat
 from pathlib import Path
 from typing import Final
 
 from d8mesh.edge.sqlite.seal import SEAL_KEY_BYTES
 from d8mesh.errors import KeyFileError
-from d8mesh.private import is_open_to_others, make_once
+from d8mesh.private import make_once, refuse_shared
 
 PAYLOAD_KEY_FILE: Final = "payload.key"
 #: The file is tiny; a larger one is not ours.
@@ -60,12 +59,12 @@ def payload_key_in(folder: Path) -> bytes | None:
         return None
     except OSError as error:
         raise KeyFileError(f"{path}: {error.strerror or error}") from error
-    if is_open_to_others(mode):
-        raise KeyFileError(
-            f"{path}: others on this machine can read it (mode {stat.S_IMODE(mode):04o}, expected "
-            f"0600). Run: chmod 600 {path}. If somebody else may have read it, start once with "
-            "D8_ENCRYPT=0, delete it, and start again: a new key is made"
-        )
+    refuse_shared(
+        path,
+        mode,
+        "after that start once with D8_ENCRYPT=0, which reads with it what is there; then delete "
+        "it, and start with D8_ENCRYPT=1: a new key is made",
+    )
     found = _KEY_LINE.search(text.decode("ascii", "replace")) if len(text) <= _MAX_BYTES else None
     if found is None:
         raise KeyFileError(

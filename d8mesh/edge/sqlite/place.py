@@ -17,7 +17,7 @@ import filelock
 
 from d8mesh.edge.sqlite.schema import NOTE_SUFFIX, SCHEMA_VERSION, fetch
 from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
-from d8mesh.private import FILE_MODE, replace_text
+from d8mesh.private import FILE_MODE, replace_file
 from d8mesh.program import command_name
 
 #: What a share of Windows is called here; Windows itself has no word for its protocol.
@@ -70,7 +70,7 @@ class Lock:
                 "write in its folder, or set another D8_DATA_DIR"
             ) from error
         with contextlib.suppress(OSError):  # on a full disk: it is for people only
-            replace_text(path.with_suffix(".holder"), f"process {os.getpid()}")
+            replace_file(path.with_suffix(".holder"), f"process {os.getpid()}".encode())
 
     def close(self) -> None:
         """Let it go."""

@@ -71,6 +71,15 @@ class TcpConnection:
     #: something has been waiting for it since; it has last taken some of it
     waiting_since: float | None = None
     took_at: float = 0.0
+    #: the system's own number of its socket; 0: not known
+    number: int = 0
+
+
+@dataclass(slots=True)
+class _Allowance:
+    """How many bytes a slow peer may still be sent."""
+
+    left_bytes: int
 
 
 class ByteGuard:
@@ -82,8 +91,8 @@ class ByteGuard:
     def __init__(self) -> None:
         #: routing ids whose messages are of interest
         self.watched: dict[bytes, None] = {}
-        #: routing ids of slow peers, and how many bytes they may still be sent
-        self.slow: dict[bytes, int] = {}
+        #: by routing id; only who looks adds and removes, the loop uses up what stands there
+        self.slow: dict[bytes, _Allowance] = {}
         self._heard: deque[set[bytes]] = deque()
         self._is_marking = False
 
@@ -93,12 +102,12 @@ class ByteGuard:
 
     def takes(self, routing_id: bytes, size_bytes: int) -> bool:
         """Return whether a peer may be sent so much more."""
-        left = self.slow.get(routing_id)
-        if left is None:
+        allowance = self.slow.get(routing_id)
+        if allowance is None:
             return True
-        if left <= 0:
+        if allowance.left_bytes <= 0:
             return False
-        self.slow[routing_id] = left - size_bytes
+        allowance.left_bytes -= size_bytes
         return True
 
     @property
@@ -196,7 +205,8 @@ class ByteGuard:
         elif taken > SLOW_BYTES_PER_S * passed_s:
             self.slow.pop(routing_id, None)
         else:
-            self.slow[routing_id] = min(SLOW_BYTES, self.slow.get(routing_id, SLOW_BYTES) + taken)
+            allowance = self.slow.setdefault(routing_id, _Allowance(SLOW_BYTES))
+            allowance.left_bytes = min(SLOW_BYTES, allowance.left_bytes + taken)
         return now - connection.took_at >= UNREAD_S
 
 

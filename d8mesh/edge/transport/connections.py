@@ -13,6 +13,7 @@ Source: https://libzmq.readthedocs.io/en/latest/zmq_socket_monitor.html, RFC 23/
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import stat
@@ -58,6 +59,7 @@ SILENT: Final = "zmq.silent"  #: no handshake in time
 UNHEARD: Final = "zmq.unheard"  #: a handshake, and nothing after it
 FRAME: Final = "zmq.frame"  #: a frame that is too large, or was not sealed by its peer
 CROWD: Final = "zmq.crowd"  #: beyond the most connections
+ASKED_NAME: Final = "zmq.named"  #: it has asked for a name: see `routing_numbers`
 #: It was told to end by the loop, which counts why.
 TOLD_TO_END: Final = "dropped"
 
@@ -93,6 +95,23 @@ class Caps:
     unheard_per_address: int = MAX_UNHEARD_PER_ADDRESS
 
 
+@dataclass(slots=True)
+class _FirstMessage:
+    """The first message of a connection has come out.
+
+    descriptor: ZeroMQ's.
+    number: what tells its socket from others that have that descriptor before and after it.
+    place: as which connection the ROUTER has named it; `math.inf`: it has not.
+    is_passed: the monitor has told of all connections that were there when it came.
+    """
+
+    descriptor: int
+    number: int
+    routing_id: bytes
+    place: float
+    is_passed: bool = False
+
+
 class Connections:
     """Watches the connections of a ROUTER that is not bound yet.
 
@@ -120,27 +139,32 @@ class Connections:
         self.rejections: deque[Rejection] = deque()
         #: how often the loop has taken all there was
         self.round = 0.0
-        self._handshake_s, self._wake, self._caps = (
-            handshake_s,
-            wake,
-            caps or Caps(most_connections()),
-        )
+        self._handshake_s, self._wake = handshake_s, wake
+        self._caps = caps or Caps(most_connections())
         self._table: dict[int, TcpConnection] = {}
         self._by_routing_id: dict[bytes, TcpConnection] = {}
         #: routing ids of connections that have ended, the oldest first
         self._gone: OrderedDict[bytes, None] = OrderedDict()
         self._count: Counter[str] = Counter()
         self._unheard: Counter[str] = Counter()
-        #: what the loop told: (descriptor, routing id) of first messages, routing ids to be dropped
-        self._heard: deque[tuple[int, bytes]] = deque()
-        self._dropped: deque[bytes] = deque()
+        #: routing ids of connections that have ended, for the loop to forget
+        self.ended: deque[bytes] = deque()
+        #: what the loop told: first messages, routing ids to be dropped and why
+        self._heard: deque[_FirstMessage] = deque()
+        self._dropped: deque[tuple[bytes, str]] = deque()
+        #: first messages of connections that the monitor has yet to tell of
+        self._early: list[_FirstMessage] = []
         #: handshakes that succeeded, of connections not heard yet; the gate's refusals, as far as
         #: their connections have ended
         self._finished, self._denied, self._refusals = 0, refusals(), refusals
+        #: handshakes that succeeded so far, and connections with a place to be compared with it
+        self._shaken = 0
+        self._placed: list[tuple[TcpConnection, float]] = []
         #: the monitor has told of a handshake that was not finished: that connection ends next
         self._is_unfinished = False
         self._next_look = 0.0
         self._is_closing = False
+        self._fault: Exception | None = None  #: what has ended the thread
         self._router = router
         self._inner, self._outer = socket.socketpair()
         for each in (self._inner, self._outer):
@@ -155,18 +179,30 @@ class Connections:
 
     # ------------------------------------------------------------- what the loop calls
 
-    def hear_first(self, part: zmq.Frame, routing_id: bytes) -> None:
-        """Learn of the first message of a connection."""
+    def hear_first(self, part: zmq.Frame, routing_id: bytes, place: float) -> None:
+        """Learn of the first message of a connection.
+
+        Args:
+            place: as of `_FirstMessage`.
+        """
         with contextlib.suppress(zmq.ZMQError):
             descriptor = part.get(zmq.SRCFD)
             if isinstance(descriptor, int):
-                self._heard.append((descriptor, routing_id))
+                number = _socket_number(descriptor)
+                self._heard.append(_FirstMessage(descriptor, number, routing_id, place))
+                if place == math.inf:
+                    self._rouse()
 
     def took(self, received: list[tuple[Peer, bytes | None]], *, is_all: bool) -> None:
         """Learn what has come out; `is_all`: nothing more was there.
 
         Peers are served in turn: of so many messages as there are peers, each has had one taken.
+
+        Raises:
+            Exception: what has ended the thread, so that nothing bounds connections any more.
         """
+        if self._fault is not None:
+            raise self._fault
         self.round += 1.0 if is_all else len(received) / (len(self._table) + 1)
         if self._watched and received:
             self.guard.hear({peer.routing_id for peer, _ in received})
@@ -175,9 +211,9 @@ class Connections:
         """Return whether it is known that a connection has ended. Thread: any."""
         return routing_id in self._gone
 
-    def drop(self, routing_id: bytes) -> None:
-        """Cut a connection off; nothing of it is counted here."""
-        self._dropped.append(routing_id)
+    def drop(self, routing_id: bytes, code: str = "") -> None:
+        """Cut a connection off; without a code nothing of it is counted here."""
+        self._dropped.append((routing_id, code))
         self._rouse()
 
     def close(self) -> None:
@@ -196,6 +232,13 @@ class Connections:
     # --------------------------------------------------------------- the thread's part
 
     def _serve(self) -> None:
+        try:
+            self._watch()
+        except Exception as fault:
+            self._fault = fault
+            self._wake()
+
+    def _watch(self) -> None:
         poller = zmq.Poller()
         poller.register(self._monitor, zmq.POLLIN)
         poller.register(self._inner, zmq.POLLIN)
@@ -212,17 +255,27 @@ class Connections:
 
     def _step(self, now: float) -> None:
         dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]
+        placed, self._placed = self._placed, []
         while True:
             try:
                 told, _ = self._monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
             self._take_in(int.from_bytes(told[:2], sys.byteorder), told[2:6], now)
-        self._note_heard(is_all=True)
-        for routing_id in dropped:
-            connection = self._by_routing_id.get(routing_id)
-            if connection is not None:
-                _cut(connection, TOLD_TO_END)
+        self._note_heard()
+        self.ended.extend(each.routing_id for each in self._early if each.is_passed)
+        self._early = [each for each in self._early if not each.is_passed]
+        for each in self._early:
+            each.is_passed = True  # of those that came meanwhile the monitor tells next time
+        for connection, place in placed:
+            if place > self._shaken:
+                self._refuse(connection, ASKED_NAME)
+        for routing_id, code in dropped:
+            meant = self._by_routing_id.get(routing_id)
+            if meant is not None and code:
+                self._refuse(meant, code)
+            elif meant is not None:
+                _cut(meant, TOLD_TO_END)
         if now >= self._next_look:
             self._look(now)
 
@@ -233,12 +286,15 @@ class Connections:
             self._ended(int.from_bytes(value, sys.byteorder), now)
         elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._finished += 1
+            self._shaken += 1
         else:
             self._is_unfinished = True
 
     def _accepted(self, descriptor: int, now: float) -> None:
         handle, address = _duplicate(descriptor)
-        self._table[descriptor] = connection = TcpConnection(handle, address, now, self.round)
+        number = 0 if handle is None else _socket_number(handle.fileno())
+        connection = TcpConnection(handle, address, now, self.round, number=number)
+        self._table[descriptor] = connection
         self._count[address] += 1
         self._unheard[address] += 1
         if self._is_crowded(address):
@@ -255,25 +311,45 @@ class Connections:
             or self._unheard[address] > caps.unheard_per_address
         )
 
-    def _note_heard(self, *, is_all: bool = False) -> None:
-        """Take in who has spoken; of who has come meanwhile the monitor has yet to tell."""
-        for _ in range(len(self._heard)):
-            descriptor, routing_id = self._heard.popleft()
-            connection = self._table.get(descriptor)
-            if connection is None and not is_all:
-                self._heard.append((descriptor, routing_id))
-            if connection is None or connection.routing_id == routing_id:
-                continue
-            if connection.routing_id is None:
-                self._finished = max(0, self._finished - 1)
-                _less(self._unheard, connection.address)
-            connection.routing_id = routing_id
-            self._by_routing_id[routing_id] = connection
-            self.guard.settle(connection)
+    def _note_heard(self, of: int | None = None) -> None:
+        """Take in who has spoken; of who has come meanwhile the monitor has yet to tell.
+
+        Args:
+            of: the only descriptor of interest; of others the handshake may be still to be read.
+        """
+        fresh = [self._heard.popleft() for _ in range(len(self._heard))]
+        heard = [*self._early, *fresh]
+        self._early = [
+            each for each in heard if of not in (None, each.descriptor) or not self._is_noted(each)
+        ]
+
+    def _is_noted(self, first: _FirstMessage) -> bool:
+        """Note whose a first message is; False: of none that is known yet.
+
+        A descriptor is given again at once when a connection ends: the next one may have spoken
+        before the monitor tells of either.
+        """
+        connection, number = self._table.get(first.descriptor), first.number
+        if connection is None or (connection.number != number and connection.number and number):
+            return False
+        if first.place == math.inf:
+            self._refuse(connection, ASKED_NAME)
+            return True
+        if connection.routing_id is None:
+            self._finished = max(0, self._finished - 1)
+            _less(self._unheard, connection.address)
+        else:
+            self._by_routing_id.pop(connection.routing_id, None)
+            self.ended.append(connection.routing_id)
+        connection.routing_id = first.routing_id
+        self._by_routing_id[first.routing_id] = connection
+        self._placed.append((connection, first.place))
+        self.guard.settle(connection)
+        return True
 
     def _ended(self, descriptor: int, now: float) -> None:
         is_unfinished, self._is_unfinished = self._is_unfinished, False
-        self._note_heard()
+        self._note_heard(descriptor)
         connection = self._table.pop(descriptor, None)
         if connection is None:
             return
@@ -285,6 +361,7 @@ class Connections:
             _less(self._unheard, connection.address)
         else:
             self._by_routing_id.pop(connection.routing_id, None)
+            self.ended.append(connection.routing_id)
             self._gone[connection.routing_id] = None
             if len(self._gone) > MAX_GONE:
                 self._gone.popitem(last=False)
@@ -326,8 +403,8 @@ class Connections:
 
     def _refuse(self, connection: TcpConnection, code: str) -> None:
         if not connection.code:
-            self._reject(code, connection.address)
             _cut(connection, code)
+            self._reject(code, connection.address)
 
     def _reject(self, code: str, address: str) -> None:
         self.rejections.append(Rejection(code, address))
@@ -374,11 +451,23 @@ def _duplicate(descriptor: int) -> tuple[socket.socket | None, str]:
         copy = socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM)
         # Made anew, it knows its family: at a port of all addresses everybody comes by IPv6.
         handle = socket.socket(fileno=copy.detach())
-        try:
-            return handle, str(handle.getpeername()[0]).removeprefix("::ffff:")
-        except OSError:
-            handle.close()
+        with contextlib.suppress(OSError):
+            if handle.family in (socket.AF_INET, socket.AF_INET6):  # else it is another's by now
+                return handle, str(handle.getpeername()[0]).removeprefix("::ffff:")
+        handle.close()
     return None, ""
+
+
+def _socket_number(descriptor: int) -> int:
+    """Return the system's own number of a socket, which no other one has while it is open.
+
+    It is 0 on Windows, where descriptors of sockets are no files.
+    """
+    if sys.platform == "win32":
+        return 0
+    with contextlib.suppress(OSError):  # it has ended
+        return os.fstat(descriptor).st_ino
+    return 0
 
 
 def _received(connection: TcpConnection) -> int:

@@ -7,9 +7,8 @@ a small model over its first token.
 from __future__ import annotations
 
 import http.client
-import socket
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httptools
 
@@ -22,6 +21,13 @@ MAX_HEADERS: Final = 100
 MAX_EARLY_ANSWERS: Final = 10
 
 
+class Receives(Protocol):
+    """What of a connection is needed here."""
+
+    def recv(self, size: int, /) -> bytes:
+        """Return what has come, at most so much; b"": nothing more will."""
+
+
 class HttpAnswer:
     """The answer that comes over a connection.
 
@@ -32,7 +38,7 @@ class HttpAnswer:
         OSError, http.client.HTTPException: the connection broke, or it is no answer.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: Receives) -> None:
         self._connection = connection
         self._parser: Any = httptools.HttpResponseParser(self)
         self.status = 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,7 @@ import zmq
 from zmq.utils import z85
 
 from d8mesh.errors import KeyFileError
-from d8mesh.private import is_open_to_others, make_once
+from d8mesh.private import make_once, refuse_shared
 
 #: The file in the folder of an orchestrator, of a worker, and of the clients of a data folder.
 KEY_FILE: Final = "curve.key"
@@ -76,12 +75,7 @@ def _read(path: Path) -> KeyPair | None:
             text = file.read(MAX_KEY_FILE_BYTES + 1)
     except FileNotFoundError:
         return None
-    if is_open_to_others(mode):
-        raise KeyFileError(
-            f"{path}: others on this machine can read it (mode {stat.S_IMODE(mode):04o}, expected "
-            f"0600). Run: chmod 600 {path}. If somebody else may have read it, delete it instead: "
-            "a new key is made at the next start"
-        )
+    refuse_shared(path, mode, "delete it instead: a new key is made at the next start")
     is_sound = len(text) <= MAX_KEY_FILE_BYTES
     found = _SECRET.search(text.decode("ascii", "replace")) if is_sound else None
     if found is None:

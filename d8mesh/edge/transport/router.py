@@ -7,13 +7,10 @@ Source: https://libzmq.readthedocs.io/en/latest/zmq_socket.html, RFC 26/CurveZMQ
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
-import secrets
-import sys
+import math
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import zmq
 
@@ -21,6 +18,7 @@ from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol.addresses import endpoint
 from d8mesh.edge.transport.connections import Connections
 from d8mesh.edge.transport.keys import KeyPair
+from d8mesh.edge.transport.routing_numbers import begin_anywhere, newest_number, place_after
 from d8mesh.edge.transport.self_test import prove_gate
 from d8mesh.edge.transport.socket_options import (
     AND_MORE,
@@ -35,16 +33,26 @@ from d8mesh.edge.transport.socket_options import (
 from d8mesh.edge.transport.zap import CURVE, ZAP_DOMAIN, Gate, ZapHandler
 from d8mesh.errors import D8Error
 
-#: Where `srand` is; None: in what the process has loaded already.
-_C_LIBRARY: Final = "ucrtbase" if sys.platform == "win32" else None
-_SEED_BITS: Final = 32
 #: Connections waiting to be accepted.
 BACKLOG: Final = 1024
-#: Connections whose address and key are remembered.
+#: Connections whose address and key are remembered: those that have ended are forgotten, so there
+#: are never so many.
 MAX_KNOWN_PEERS: Final = 16_384
+#: Of so many that have ended it is remembered whose they were: what they said last may still be in
+#: ZeroMQ's queue.
+MAX_ENDED: Final = 4096
+#: Of a frame: the key, in hex, of the connection that it came over.
+_USER: Final = "User-Id"
 #: libzmq's own numbers: on Windows they are not those of Python's `errno`, but of the C library.
 #: A port that the system keeps to itself (EACCES, which zmq.Errno lacks) is as good as taken.
 _TAKEN: Final = (zmq.Errno.EADDRINUSE, errno.EACCES)
+
+
+class _NamedPeer(NamedTuple):
+    """Who speaks under a name of ZeroMQ's, and the key of it as frames tell it."""
+
+    peer: Peer
+    user: str
 
 
 class RouterEndpoint:
@@ -82,11 +90,16 @@ class RouterEndpoint:
             except BaseException:
                 self._context.term()
                 raise
-        _number_from_anywhere()
+        begin_anywhere()
         self.socket = _guarded(self._context, keys)
         self._alone = [(self.socket, READABLE)]
         self._send = plain_send(self.socket)
-        self._peers: dict[bytes, Peer] = {}
+        #: ZeroMQ's name of a connection -> whose it is; a routing id that we gave -> that name. Of
+        #: a name there may be another connection later, of a routing id never.
+        self._known: dict[bytes, _NamedPeer] = {}
+        self._names: dict[bytes, bytes] = {}
+        self._count = 0
+        self._newest = newest_number(self._context, self.socket)
         self._connections = Connections(
             self._context,
             self.socket,
@@ -96,7 +109,7 @@ class RouterEndpoint:
         )
         #: connections that were refused or cut off, for the loop to count, the oldest first
         self.rejections = self._connections.rejections
-        self._slow = self._connections.guard.slow
+        self._slow, self._ended = self._connections.guard.slow, self._connections.ended
         try:
             self.port = self._bind([hosts] if isinstance(hosts, str) else hosts, ports, is_taken)
         except BaseException:  # also on Ctrl-C: what was taken is let go
@@ -112,43 +125,49 @@ class RouterEndpoint:
             is_readable: it is known that something has come in, and need not be asked.
         """
         received: list[tuple[Peer, bytes | None]] = []
-        get, peers, alone = self.socket.recv, self._peers, self._alone
-        while len(received) < limit:
+        get, known, alone, count = self.socket.recv, self._known, self._alone, 0
+        while count < limit:
             # Asking whether there is more costs a fifth of the exception that says there is
             # not; where several came, more is likely.
             if is_readable:
                 is_readable = False
-            elif len(received) < 2 and not zmq.zmq_poll(alone, 0):
+            elif count < 2 and not zmq.zmq_poll(alone, 0):
                 break
             try:
-                routing_id: bytes = get(NOBLOCK)
+                name: bytes = get(NOBLOCK)
             except zmq.Again:
                 break
             # A frame always follows it. Uncopied, it tells whether there is more at once: to ask
             # the socket costs more than both calls.
             part = get(NOBLOCK, False, False)
-            peer = peers.get(routing_id)
-            if peer is None:
-                peer = self._first(routing_id, part)
+            count += 1
+            said_by = known.get(name)
+            if said_by is None or part.get(_USER) != said_by.user:
+                said_by = self._first(name, part)
+            frame = None if part.more else part.bytes
             if part.more:
                 while get(NOBLOCK, False).more:
                     pass
-                received.append((peer, None))
-            else:
-                received.append((peer, part.bytes))
-        self._connections.took(received, is_all=len(received) < limit)
+            if said_by is not None:
+                received.append((said_by.peer, frame))
+        self._connections.took(received, is_all=count < limit)
+        while len(self._ended) > MAX_ENDED:
+            self._forget(self._ended.popleft())
         return received
 
     def send(self, routing_id: bytes, frame: bytes) -> bool:
         """Send without waiting; False: the peer is gone (EHOSTUNREACH) or reads too slowly."""
+        name = self._names.get(routing_id)
+        if name is None:
+            return False
         if self._slow and not self._connections.guard.takes(routing_id, len(frame)):
             return False
         try:
-            self._send(routing_id, AND_MORE)
+            self._send(name, AND_MORE)
             self._send(frame, NOBLOCK, len(frame) < COPIED_BYTES)
         except zmq.ZMQError as error:
             if error.errno == zmq.Errno.EHOSTUNREACH:
-                self._peers.pop(routing_id, None)
+                self._forget(routing_id)
             return False
         return True
 
@@ -156,9 +175,9 @@ class RouterEndpoint:
         """Return whether a peer is there and takes what it is sent. Thread: any."""
         return routing_id not in self._slow and not self._connections.has_ended(routing_id)
 
-    def drop(self, peer: Peer) -> None:
-        """Close the connection of a peer."""
-        self._connections.drop(peer.routing_id)
+    def drop(self, peer: Peer, code: str = "") -> None:
+        """Close the connection of a peer; with a code it is one of the `rejections`."""
+        self._connections.drop(peer.routing_id, code)
 
     def close(self) -> None:
         """Let the port go."""
@@ -166,16 +185,31 @@ class RouterEndpoint:
         self.socket.close(LINGER_MS)
         self._context.term()
 
-    def _first(self, routing_id: bytes, part: zmq.Frame) -> Peer:
-        """Return who said the first frame of a connection, by its address and key."""
-        self._connections.hear_first(part, routing_id)
-        address, key = _told_of(part, "Peer-Address"), _told_of(part, "User-Id")
-        if len(self._peers) >= MAX_KNOWN_PEERS:
-            self._peers.clear()  # asked again at the next frame of each
-        peer = self._peers[routing_id] = Peer(
-            routing_id, address.removeprefix("::ffff:"), bytes.fromhex(key) or None
-        )
-        return peer
+    def _first(self, name: bytes, part: zmq.Frame) -> _NamedPeer | None:
+        """Return who said the first frame of a connection, by its address and key.
+
+        None: it has asked for a name, or has that of another connection, and is cut off.
+        """
+        is_taken = name in self._known
+        place = math.inf if is_taken else place_after(self._newest, name)
+        self._count += 1
+        routing_id = name + self._count.to_bytes(8, "big")
+        self._connections.hear_first(part, routing_id, place)
+        if place == math.inf:
+            return None
+        if len(self._names) >= MAX_KNOWN_PEERS:
+            self._forget(next(iter(self._names)))
+        address, user = _told_of(part, "Peer-Address"), _told_of(part, _USER)
+        peer = Peer(routing_id, address.removeprefix("::ffff:"), bytes.fromhex(user) or None)
+        self._names[routing_id] = name
+        self._known[name] = _NamedPeer(peer, user)
+        return self._known[name]
+
+    def _forget(self, routing_id: bytes) -> None:
+        """What is still to be sent to it goes to nobody, whoever has its name by now."""
+        name = self._names.pop(routing_id, None)
+        if name is not None:
+            del self._known[name]
 
     def _bind(
         self, hosts: Sequence[str], ports: Sequence[int], is_taken: Callable[[str, int], bool]
@@ -207,17 +241,6 @@ class RouterEndpoint:
             listening.append(self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
             port = int(listening[-1].rpartition(":")[2])
         return port
-
-
-def _number_from_anywhere() -> None:
-    """Have the names that the next ROUTER of this thread gives begin where nobody knows.
-
-    It numbers its connections from what the C library draws, the same in each process, as ZeroMQ
-    gives it no seed. A peer may ask for any name: by one that is yet to come it would end the
-    process (``Assertion failed: ok``), by one that was another's it would stand in for that one.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # a system without it: they can be guessed
-        ctypes.CDLL(_C_LIBRARY).srand(ctypes.c_uint(secrets.randbits(_SEED_BITS)))
 
 
 def _guarded(context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair | None) -> zmq.Socket[bytes]:

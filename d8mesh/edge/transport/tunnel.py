@@ -23,13 +23,12 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import urlsplit
 
 import msgspec
 
 from d8mesh.core.protocol.membership import link_pass
 from d8mesh.edge.transport.http_answer import HttpAnswer
-from d8mesh.edge.transport.web_client import WebAccess, connect_to
+from d8mesh.edge.transport.web_client import WebAccess, asked_host, connect_to
 
 BYTES_TYPE: Final = "application/octet-stream"
 LINK_HEADER: Final = "X-D8-Link"
@@ -222,7 +221,7 @@ class _Line:
         self._url, self._trusted = url, access.trusted
         shown = access.token if access.secret is None else link_pass(access.secret, link_id)
         self._head = (
-            f"POST {EXCHANGE_PATH} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
+            f"POST {EXCHANGE_PATH} HTTP/1.1\r\nHost: {asked_host(url)}\r\n"
             f"Content-Type: {BYTES_TYPE}\r\n{LINK_HEADER}: {link_id}\r\n"
             + (f"Authorization: Bearer {shown}\r\n" if shown else "")
         ).encode("ascii")

@@ -11,15 +11,20 @@ import functools
 import hashlib
 import http.client
 import json
+import re
 import socket
 import ssl
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-_NO_FIELDS: Final[Mapping[str, str]] = {}
+from d8mesh.edge.transport.http_answer import HttpAnswer
+
+#: What a proxy answers for a server that is away.
+_OF_PROXIES: Final = frozenset({502, 503, 504})
 
 
 class WrongSchemeError(ConnectionError):
@@ -76,6 +81,14 @@ def connect_to(url: str, trusted: Collection[str], *, timeout_s: float) -> socke
         raise ssl.SSLCertVerificationError(1, told) from error
 
 
+def asked_host(url: str) -> str:
+    """Return what the Host header of a request to this URL says.
+
+    The zone of an IPv6 address (``%eth0``) is this machine's, and means nothing there (RFC 6874).
+    """
+    return re.sub(r"%[^]]*", "", urlsplit(url).netloc)
+
+
 def get_json(
     url: str,
     path: str,
@@ -83,25 +96,55 @@ def get_json(
     *,
     timeout_s: float,
     max_bytes: int,
-    fields: Mapping[str, str] = _NO_FIELDS,
 ) -> Any:
     """Return the JSON of a GET, whatever its status; one connection for each.
 
     No proxy of the environment is used: an address of the LAN is behind none.
 
+    Args:
+        timeout_s: for each step of the way there, and for the answer as a whole.
+
     Raises:
-        OSError: nothing answers within the time.
+        OSError: nothing answers within the time, or a proxy says so.
         ValueError: what answers is no JSON of `max_bytes` at most, or the URL is none.
     """
-    parts = urlsplit(url)
-    with closing(http.client.HTTPConnection(parts.hostname or "", parts.port)) as connection:
-        connection.auto_open = 0  # it would connect without TLS
-        connection.sock = connect_to(url, trusted, timeout_s=timeout_s)
+    lines = (
+        *(f"GET {path} HTTP/1.1", f"Host: {asked_host(url)}"),
+        *("Accept: application/json", "Connection: close", "", ""),
+    )
+    head = "\r\n".join(lines).encode("ascii")
+    with closing(connect_to(url, trusted, timeout_s=timeout_s)) as connection:
+        status = 0
         try:
-            connection.request("GET", path, headers={"Accept": "application/json", **fields})
-            return json.loads(connection.getresponse().read(max_bytes + 1)[:max_bytes])
+            connection.sendall(head)
+            answer = HttpAnswer(_Patient(connection, time.monotonic() + timeout_s))
+            status = answer.status
+            return json.loads(answer.read(max_bytes))
         except (http.client.HTTPException, ValueError, RecursionError) as error:
-            raise ValueError(f"{url}{path} did not answer with JSON: {error}") from error
+            if status in _OF_PROXIES:
+                raise ConnectionError(
+                    f"{url} is a proxy, and the orchestrator behind it does not answer ({status})"
+                ) from error
+            raise ValueError(f"{url}{path} did not answer with JSON") from error
+
+
+class _Patient:
+    """Receives from a connection until a time, however little comes at once."""
+
+    def __init__(self, connection: socket.socket, until: float) -> None:
+        self._connection, self._until = connection, until
+
+    def recv(self, size: int, /) -> bytes:
+        """Return what has come.
+
+        Raises:
+            OSError: nothing has, and it is late; or the connection broke.
+        """
+        left_s = self._until - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("timed out")
+        self._connection.settimeout(left_s)
+        return self._connection.recv(size)
 
 
 def _connected(place: tuple[str, int], timeout_s: float) -> socket.socket:

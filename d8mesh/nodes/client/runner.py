@@ -162,7 +162,7 @@ class ClientRunner:
         if self.fatal is not None:
             raise copy(self.fatal)  # each its own: an error grows with who raises it
         hopeless = self._reconnector.hopeless
-        if hopeless is not None:
+        if hopeless is not None and not self.session.is_up:  # else what it says is over
             raise copy(hopeless)
         if self.is_closed:
             raise NodeClosedError
@@ -367,18 +367,26 @@ class ClientRunner:
                 case Silent():
                     self.listeners.finish(output.ids)
                 case Connected():
-                    self._broker_id = output.broker_id
-                    self._reconnector.proven(output.broker_id)
-                    self.waiters.moved()
-                    self.connected.set()
-                    event(_log, logging.INFO, "client.up", broker=output.broker_id)
+                    self._connected(output.broker_id)
                 case Lost():
-                    event(_log, logging.INFO, "client.lost", why=output.why)
-                    self._drop_link()
-                    self._stay()
-                    self._reconnector.again(output.pause_s)
+                    self._lost(output.why, output.pause_s)
                 case Rejected():
                     self._rejected(output)
+
+    def _connected(self, broker_id: str) -> None:
+        if not self._reconnector.proven(broker_id):
+            self._lost("another orchestrator was the first to answer")
+            return
+        self._broker_id = broker_id
+        self.waiters.moved()
+        self.connected.set()
+        event(_log, logging.INFO, "client.up", broker=broker_id)
+
+    def _lost(self, why: str, pause_s: float = 0.0) -> None:
+        event(_log, logging.INFO, "client.lost", why=why)
+        self._drop_link()
+        self._stay()
+        self._reconnector.again(pause_s)
 
     def _settled(self, submission: Submission) -> None:
         if submission.is_listened:

@@ -122,14 +122,21 @@ class Reconnector:
         self.again(pause_after(refusal, self._refusals))
         return refusal
 
-    def proven(self, broker_id: str) -> None:
-        """An orchestrator has answered over the last link: its key is trusted from now on."""
+    def proven(self, broker_id: str) -> bool:
+        """An orchestrator has answered over the last link: its key is trusted from now on.
+
+        Returns:
+            False: another one was the first to answer, so the link is of no use.
+        """
+        route = self.route
+        if route is not None:
+            if not self.search.trust.welcomed(route.server_key, broker_id):
+                return False
+            self.search.known.proven(broker_id, route)
         self._was_up, self.search.unproven = True, None
         self.hopeless = self._refusal = None
         self._refusals = 0
-        if self.route is not None:
-            self.search.trust.welcomed(self.route.server_key, broker_id)
-            self.search.known.proven(broker_id, self.route)
+        return True
 
     def doubt(self) -> None:
         """Make another link if nobody accepts one where the last one leads."""

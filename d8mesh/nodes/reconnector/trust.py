@@ -93,7 +93,7 @@ class OrchestratorTrust:
 
     def _is_open(self, broker: KnownBroker, trust: Trust, *, is_heard: bool) -> bool:
         if trust.is_open:
-            self._strangers.pop(broker.server_key or b"", None)
+            self._let_in(broker.server_key or b"")
         elif is_heard:
             self._note(broker, trust)
         return trust.is_open
@@ -104,7 +104,7 @@ class OrchestratorTrust:
 
     def let_through(self, url: str) -> None:
         """Whoever answers at the URL can be talked to."""
-        self._strangers.pop(url.encode(), None)
+        self._let_in(url.encode())
 
     def unreachable(self, key: bytes | None) -> None:
         """Nobody answers there: another one may be tried at once."""
@@ -118,20 +118,27 @@ class OrchestratorTrust:
             with self._lock:
                 self._first.answered(key, time.monotonic())
 
-    def welcomed(self, key: bytes | None, broker_id: str) -> None:
-        """It has answered as an orchestrator of our mesh does: its key is trusted from now on."""
-        if key is None:
-            return
+    def welcomed(self, key: bytes | None, broker_id: str) -> bool:
+        """It has answered as an orchestrator of our mesh does: its key is trusted from now on.
+
+        Returns:
+            False: it was contacted while nothing was known, and another was the first to answer.
+        """
         pins, mesh = self._pins(), self._config.mesh
-        if any(pin.key == key for pin in pins):
-            return
+        if key is None or any(pin.key == key for pin in pins):
+            return True
         pin = Pin(fingerprint(key), key, broker_id, time.time())
-        event(_log, logging.INFO, "orchestrator.pinned", broker=broker_id, key=pin.fingerprint)
+        is_known = any(each.is_of(key) for each in pins) or self._is_own(key)
         try:
-            self._file.add(mesh, pin)
+            if self._secret is not None or is_known:
+                self._file.add(mesh, pin)
+            elif pins or not self._file.add_first(mesh, pin):
+                return False
         except (OSError, ConfigError) as error:
             self._unkept = with_pin(self._unkept, pin)
             event(_log, logging.WARNING, "pin.unkept", why=str(error))
+        event(_log, logging.INFO, "orchestrator.pinned", broker=broker_id, key=pin.fingerprint)
+        return True
 
     @property
     def only_key(self) -> bytes | None:
@@ -166,10 +173,13 @@ class OrchestratorTrust:
         trust = trust_in(broker, pins, secret=self._secret)
         if trust in (Trust.PINNED, Trust.PROVEN) or key is None:
             return trust
-        written = address_file.read(Path(self._config.data_dir), self._config.mesh)
-        is_given = any(pin.key == key for pin in self._given)
-        is_own = is_given or (written is not None and written.server_key == key)
+        is_own = any(pin.key == key for pin in self._given) or self._is_own(key)
         return trust_in(broker, pins, secret=self._secret, is_own=is_own)
+
+    def _is_own(self, key: bytes) -> bool:
+        """Return whether the orchestrator of this data folder has this key."""
+        written = address_file.read(Path(self._config.data_dir), self._config.mesh)
+        return written is not None and written.server_key == key
 
     def _pins(self) -> tuple[Pin, ...]:
         """Return what is pinned now; should the file become unreadable, what it said before."""
@@ -181,6 +191,11 @@ class OrchestratorTrust:
                 event(_log, logging.ERROR, "pins.unreadable", why=str(error))
             self._is_broken = True
         return self._pinned + self._unkept + self._given
+
+    def _let_in(self, key: bytes) -> None:
+        if key in self._strangers:  # mostly not: no lock is taken for each look
+            with self._lock:
+                self._strangers.pop(key, None)
 
     def _note(self, broker: KnownBroker, trust: Trust) -> None:
         key = broker.server_key or broker.broker_id.encode()

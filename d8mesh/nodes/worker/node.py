@@ -383,6 +383,7 @@ class Worker:
             "status": "unhealthy" if reasons else "healthy",
             "service": "d8-worker",
             "worker_id": self.worker_id,
+            "called_before": (self._identity.called_before if self._identity else "") or None,
             "worker_type": self.worker_type,
             "orchestrators": orchestrators,
             "lost": lost,

@@ -104,10 +104,10 @@ class Orchestrators:
         reconnector = self._reconnectors.get(key)
         return "" if reconnector is None else str(reconnector.refused(link))
 
-    def welcomed(self, key: str, broker_id: str) -> None:
-        """A session stands over this link: its orchestrator is trusted from now on."""
-        if (reconnector := self._reconnectors.get(key)) is not None:
-            reconnector.proven(broker_id)
+    def welcomed(self, key: str, broker_id: str) -> bool:
+        """A session stands over this link; return whether its orchestrator is trusted."""
+        reconnector = self._reconnectors.get(key)
+        return reconnector is None or reconnector.proven(broker_id)
 
     def doubt(self, key: str) -> None:
         """Nobody answers there: see whether the orchestrator is elsewhere now."""

@@ -417,10 +417,12 @@ class WorkerRunner:
         self._orchestrators.again(key)
 
     def _joined(self, key: str, broker_id: str) -> None:
+        if not self._orchestrators.welcomed(key, broker_id):
+            self._rebuild(key)
+            return
         _, route = self._links[key]
         self.endpoints[key] = route.endpoint
         event(_log, logging.INFO, "worker.joined", broker=broker_id, endpoint=route.endpoint)
-        self._orchestrators.welcomed(key, broker_id)
         if not route.is_http:
             self._identity.remember(self._orchestrators.reached(broker_id, route))
         self._tell_joined()

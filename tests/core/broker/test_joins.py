@@ -12,6 +12,7 @@ from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.joins import KEEP_AGAIN_S, KEEP_S, MAX_NOTED, NOTICES_PER_MINUTE
 from d8mesh.core.broker.members_view import Knock, Membership
 from d8mesh.core.broker.strikes import BAN_S, BURST_STRIKES
+from d8mesh.core.broker.unwelcome import MAX_UNWELCOME_PER_ADDRESS, UNWELCOME_S
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.membership import Verdict, fingerprint
 from d8mesh.core.protocol.task import Requeued, TaskState
@@ -221,11 +222,19 @@ def test_refusals_are_told_of_once_each_and_not_too_many(broker: WiredBroker) ->
             knock = Knock(None, f"8.8.{n // 250}.{n % 250}", "access.address")
             broker.perform(broker.dispatcher.knocked(knock, broker.now))
     assert broker.state.metrics.rejected == {"access.address": 2 * (MAX_NOTED + 5)}
-    assert len(broker.notices) == NOTICES_PER_MINUTE
+    assert len(broker.notices) == MAX_NOTED + 5, "each has its line in the log"
+    assert [each.is_quiet for each in broker.notices].count(False) == NOTICES_PER_MINUTE
     assert broker.notices[0].fingerprint == ""
     broker.pass_time(61.0, step=10.0)
     broker.perform(broker.dispatcher.knocked(Knock(None, "9.9.9.9", "access.address"), broker.now))
-    assert len(broker.notices) == NOTICES_PER_MINUTE + 1
+    assert not broker.notices[-1].is_quiet
+
+
+def test_an_id_that_is_taken_is_of_interest_to_the_log_only(broker: WiredBroker) -> None:
+    broker.worker("w", key=KEY)
+    assert broker.got(broker.worker("w", key=OTHER), m.Refused)[0].code == "worker.id_taken"
+    (notice,) = broker.notices
+    assert (notice.code, notice.is_quiet) == ("worker.id_taken", True)
 
 
 def test_who_comes_is_written_once_for_all_of_some_seconds(broker: WiredBroker) -> None:
@@ -257,6 +266,34 @@ def test_a_rest_worker_cannot_have_the_id_of_a_key(broker: WiredBroker) -> None:
     assert answer.code == "worker.id_taken"
     assert change(broker, "forget", "w").code == ""
     assert broker.ask(broker.client(OURS, key=OWN), "poll.register", **asked).code == ""
+
+
+@pytest.mark.parametrize("said", [hello("w", mesh="another"), m.Watch([])])
+def test_who_opens_no_session_is_closed_after_a_while(broker: WiredBroker, said: m.Message) -> None:
+    peer = broker.peer("r-odd", "10.0.0.5", OTHER)
+    broker.say(peer, said)
+    broker.pass_time(UNWELCOME_S - 1)
+    broker.say(peer, said)
+    assert broker.dropped == []
+    broker.pass_time(2)
+    assert broker.dropped == [peer]
+
+
+def test_who_opens_one_in_time_stays(broker: WiredBroker) -> None:
+    peer = broker.peer("c-late", "10.0.0.5", OTHER)
+    broker.say(peer, m.Watch([]))
+    broker.say(peer, hello("late"))
+    assert broker.got(peer, m.Welcome)
+    broker.pass_time(UNWELCOME_S + 1)
+    assert broker.dropped == []
+
+
+def test_of_those_who_open_none_an_address_has_a_few(broker: WiredBroker) -> None:
+    for n in range(MAX_UNWELCOME_PER_ADDRESS + 3):
+        key = n.to_bytes(32, "big")
+        broker.say(broker.peer(f"r-{n}", "10.0.0.5", key), hello("w", mesh="another"))
+    assert len(broker.dropped) == 3
+    assert broker.got(broker.worker("w", key=KEY), m.Welcome)
 
 
 def test_a_peer_of_no_session_is_not_led_on_by_the_verbs_of_others(broker: WiredBroker) -> None:

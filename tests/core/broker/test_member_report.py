@@ -31,6 +31,22 @@ def test_a_member_is_found_by_fingerprint_id_or_host(members: Members) -> None:
         found(members, "revoke", "nobody")
 
 
+def test_a_worker_that_made_its_id_up_is_found_by_its_host(members: Members) -> None:
+    members.come(b"4" * 32, "worker", "attic-0a1b2c3d", "10.0.0.4", 4.0)
+    members.come(b"5" * 32, "worker", "nas-0a1b2c3d-00ff00ff", "10.0.0.5", 5.0)
+    assert found(members, "revoke", "attic").key == b"4" * 32
+    assert found(members, "revoke", "nas").key == b"5" * 32
+    for who in ("att", "nas-0a1b2c3d", "attic-0a1b2c3d-", "0a1b2c3d", ""):
+        with pytest.raises(UnknownMemberError):
+            found(members, "revoke", who)
+    members.needs_approval = True
+    members.renew()
+    waits(members, b"6" * 32, "attic-99999999")
+    with pytest.raises(AmbiguousMemberError, match="own screen shows"):
+        found(members, "approve", "attic")
+    assert found(members, "revoke", "attic").key == b"4" * 32
+
+
 def test_a_name_of_several_is_answered_with_their_fingerprints(members: Members) -> None:
     members.come(b"3" * 32, "client", "laptop", "10.0.0.3", 3.0)
     with pytest.raises(AmbiguousMemberError, match=r"laptop.*2 keys") as told:

@@ -122,6 +122,16 @@ def test_the_list_of_those_that_wait_is_bounded_and_who_knocks_again_stays() -> 
     assert key(1) not in members.waiting
 
 
+def test_who_knocks_with_ever_new_keys_takes_the_places_of_his_own() -> None:
+    members = Members(needs_approval=True)
+    knock(members, key(0))
+    for n in range(1, 2 * MAX_WAITING):
+        members.knock(Knock(key(n), "10.0.0.66", "access.pending"), 0.0)
+    assert len(members.waiting) == MAX_WAITING
+    assert key(0) in members.waiting
+    assert key(2 * MAX_WAITING - 1) in members.waiting
+
+
 def test_a_revoked_key_stays_out_over_restarts_and_in_every_mode() -> None:
     members = Members()
     come(members, key(1), "w")

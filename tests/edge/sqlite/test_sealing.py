@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import apsw
@@ -204,6 +205,34 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     key.chmod(0o640)
     with pytest.raises(KeyFileError, match=f"chmod 600 {key}"):
         Journal(path, is_sealed=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes mean nothing there")
+def test_what_is_said_of_a_key_that_others_can_read_changes_it_and_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    path, key = tmp_path / "journal.db", tmp_path / PAYLOAD_KEY_FILE
+    journal = Journal(path, is_sealed=True)
+    _fill(journal)
+    journal.close()
+    before, mode = key.read_text(), 0o644
+    key.chmod(mode)
+    with pytest.raises(KeyFileError) as raised:
+        Journal(path, is_sealed=True)
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("chmod 600 ", lambda: key.chmod(0o600)),
+        ("D8_ENCRYPT=0", lambda: Journal(path, is_sealed=False).close()),
+        ("delete it", key.unlink),
+        ("D8_ENCRYPT=1", lambda: Journal(path, is_sealed=True).close()),
+    ]
+    told = str(raised.value)
+    said = sorted(steps, key=lambda step: told.index(step[0]))  # in the order of the sentence
+    for _, step in said:
+        step()
+    assert key.read_text() != before
+    journal = Journal(path, is_sealed=True)
+    assert journal.ask(PayloadsOf(S, 0))
+    journal.close()
 
 
 def test_rows_that_were_swapped_are_not_taken_for_each_other(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -179,3 +180,22 @@ def test_a_connection_that_has_ended_is_forgotten() -> None:
         it.guard.forget(it.connection)
         assert not it.guard.watched
         assert not it.guard.slow
+
+
+def test_a_connection_that_ends_while_it_is_sent_something_is_forgotten_too() -> None:
+    """The loop has just looked at what it may be sent when the other thread learns of the end."""
+
+    class EndsAtOnce(dict[bytes, Any]):
+        def get(self, key: bytes, default: Any = None) -> Any:
+            found = super().get(key, default)
+            it.guard.forget(it.connection)
+            return found
+
+    with watched() as it:
+        fill(it)
+        it.look()
+        it.look()
+        it.guard.slow = EndsAtOnce(it.guard.slow)
+        assert it.guard.takes(b"r", 1)
+        assert not it.guard.slow
+        assert not it.guard.is_alert

@@ -29,6 +29,7 @@ from d8mesh.edge.transport.connections import (
 from d8mesh.edge.transport.keys import new_pair
 from d8mesh.edge.transport.router import RouterEndpoint
 from d8mesh.edge.transport.sockets import Loop, Waker
+from d8mesh.edge.transport.traffic import has_left
 from tests.end_to_end.processes import until
 from tests.keyed import SERVER, admit, link_to
 from tests.security.raw_zmtp import MORE, RawZmtp, frame, greeting, needs_sodium
@@ -232,6 +233,43 @@ def test_who_shakes_hands_and_says_nothing_is_cut_off(
 
 
 @needs_sodium
+@pytest.mark.skipif(sys.platform == "win32", reason="numbers of sockets are not told there")
+def test_who_has_spoken_is_known_though_the_descriptor_was_that_of_one_before(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread is behind: of both it hears when the second has spoken already."""
+    monkeypatch.setattr(connections, "UNHEARD_S", 0.5)
+    watched = door.router._connections
+    is_behind, go_on, refusals = threading.Event(), threading.Event(), watched._refusals
+
+    def wait() -> int:
+        is_behind.set()
+        assert go_on.wait(20)
+        return refusals()
+
+    silent, other = (RawZmtp(door.port).shake_hands(SERVER.public) for _ in range(2))
+    until(lambda: len(watched._table) == 2, "both are there")
+    monkeypatch.setattr(watched, "_refusals", wait)
+    other.close()
+    assert is_behind.wait(20)
+    (place,) = watched._table
+    silent.close()
+    handle = watched._table[place].handle
+    assert handle is not None
+    until(lambda: has_left(handle), "it has left")
+    late = door.visit()
+    go_on.set()
+    try:
+        until(lambda: watched._by_routing_id.keys() == {door.peers[0].routing_id}, "it is known")
+        assert door.router.is_reading(door.peers[0].routing_id)
+        assert list(watched._table) == [place], "the number was given again"
+        assert not late.ends_within(2.0)
+    finally:
+        late.close()
+    assert door.rejected == {}
+
+
+@needs_sodium
 def test_of_those_who_said_nothing_yet_an_address_has_a_few(small_door: Door) -> None:
     with small_door.visit() as before:
         silent = [RawZmtp(small_door.port) for _ in range(20)]
@@ -341,10 +379,33 @@ def test_a_router_without_a_loop_can_be_closed() -> None:
         router.close()
 
 
+def test_where_nobody_watches_the_connections_the_loop_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fall(now: float) -> None:
+        raise RuntimeError("it fell")
+
+    woken = threading.Event()
+    router = RouterEndpoint("127.0.0.1", [0], keys=SERVER, gate=admit, wake=woken.set)
+    monkeypatch.setattr(router._connections, "_step", fall)
+    router.drop(Peer(b"nobody", "", None))
+    assert woken.wait(CLOSED_S)
+    with pytest.raises(RuntimeError, match="it fell"):
+        router.receive(1)
+    router.close()
+
+
 def test_the_event_that_ends_the_process_is_not_asked_for() -> None:
     """See `connections._TOLD_EVENTS`; a link asks for events of its own."""
     for events in (connections._TOLD_EVENTS, sockets._HANDSHAKE_FAILED):
         assert not events & zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pairs are TCP connections there")
+def test_a_descriptor_that_is_another_sockets_by_now_is_nobodys() -> None:
+    for one, other in (socket.socketpair(), (socket.socket(), socket.socket())):
+        with one, other:
+            assert connections._duplicate(one.fileno()) == (None, "")
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no port for both here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import subprocess
@@ -12,9 +13,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol.membership import Verdict
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
 from d8mesh.edge.transport import socket_options
+from d8mesh.edge.transport.connections import ASKED_NAME
+from d8mesh.edge.transport.keys import KeyPair, new_pair
 from d8mesh.edge.transport.router import RouterEndpoint
 from d8mesh.errors import D8Error
 from tests import keyed
@@ -29,7 +33,9 @@ from tests.edge.transport.linked import (
     until,
 )
 from tests.keyed import SERVER, admit
-from tests.security.raw_zmtp import needs_sodium
+from tests.security.raw_zmtp import RawZmtp, needs_sodium
+
+Heard = tuple[RawZmtp, Peer]
 
 
 @pytest.fixture
@@ -51,26 +57,87 @@ def test_messages_of_several_frames_are_told_apart(
         assert [frame for _, frame in receive(router, 4)] == [told, b"after", told, b"end"]
 
 
-def test_names_of_connections_begin_elsewhere_in_each_process() -> None:
-    """By a name that is yet to come, which a peer may ask for, ZeroMQ ends the process."""
-    code = """
-import time
-from tests.keyed import link_to, router_at
-router = router_at()
-link = link_to(router.port)
-link.send(b"hello")
-while not (received := router.receive(1)):
-    time.sleep(0.01)
-print(received[0][0].routing_id.hex())
-link.close()
-router.close()
-"""
-    run = [sys.executable, "-c", code]
-    names = {
-        subprocess.run(run, capture_output=True, text=True, timeout=60, check=True).stdout
-        for _ in range(2)
-    }
-    assert len(names) == 2
+# ------------------------------------------------ names that peers ask for in the handshake
+
+
+def named(router: RouterEndpoint, name: bytes, keys: KeyPair) -> RawZmtp:
+    """Connect, and ask to be called so."""
+    return RawZmtp(router.port).shake_hands(SERVER.public, keys, name=name)
+
+
+@contextlib.contextmanager
+def in_place_of(router: RouterEndpoint, name: bytes, keys: KeyPair) -> Iterator[Heard]:
+    """Have the name of a connection that has left, and say something, until that is heard."""
+    with contextlib.ExitStack() as stack:
+        heard: list[Heard] = []
+        deadline = time.monotonic() + PATIENCE_S
+        while not heard:  # while ZeroMQ has not let go of the name, nothing is heard
+            assert time.monotonic() < deadline
+            odd = stack.enter_context(named(router, name, keys))
+            odd.send(b"it is me")
+            router.socket.poll(200)
+            heard = [(odd, peer) for peer, _ in router.receive(100)]
+        yield heard[0]
+
+
+def cut_off(router: RouterEndpoint, odd: RawZmtp) -> None:
+    """See that this connection is ended and counted, and that nothing of it comes out."""
+    until(lambda: bool(router.rejections) or router.receive(100) != [])
+    assert [each.code for each in router.rejections] == [ASKED_NAME]
+    assert odd.ends_within(PATIENCE_S)
+
+
+@needs_sodium
+@pytest.mark.parametrize("name", [b"worker", b"\0", b"\0\0\0\0\0\0", b"x" * 255])
+def test_a_name_that_a_peer_asks_for_ends_its_connection(
+    router: RouterEndpoint, name: bytes
+) -> None:
+    with named(router, name, new_pair()) as odd:
+        odd.send(b"hello")
+        cut_off(router, odd)
+
+
+@needs_sodium
+def test_the_name_of_a_connection_that_is_yet_to_come_ends_its_connection(
+    router: RouterEndpoint,
+) -> None:
+    with link_to(router) as link:
+        link.send(b"hello")
+        ((peer, _),) = receive(router, 1)
+        later = int.from_bytes(peer.routing_id[:5], "big") + 1000
+        with named(router, later.to_bytes(5, "big"), new_pair()) as odd:
+            odd.send(b"hello")
+            until(lambda: router.receive(100) == [] and bool(router.rejections))
+            assert [each.code for each in router.rejections] == [ASKED_NAME]
+            assert odd.ends_within(PATIENCE_S)
+
+
+@needs_sodium
+def test_the_name_of_a_connection_that_has_left_brings_neither_its_key_nor_what_is_sent_to_it(
+    router: RouterEndpoint,
+) -> None:
+    first, second = new_pair(), new_pair()
+    with RawZmtp(router.port).shake_hands(SERVER.public, first) as victim:
+        victim.send(b"hello")
+        ((peer, _),) = receive(router, 1)
+    until(lambda: not router.send(peer.routing_id, b"are you there?"))
+    with in_place_of(router, peer.routing_id[:5], second) as (odd, other):
+        assert other.key == second.public
+        assert other.routing_id != peer.routing_id
+        assert not router.send(peer.routing_id, b"a secret")
+        assert router.send(other.routing_id, b"hello")
+        assert odd.receive() == b"hello"
+
+
+@needs_sodium
+def test_what_a_peer_said_last_is_its_own_though_it_has_left(router: RouterEndpoint) -> None:
+    with RawZmtp(router.port).shake_hands(SERVER.public, new_pair()) as peer:
+        peer.send(b"hello")
+        ((who, _),) = receive(router, 1)
+        peer.send(b"last words")
+    until(lambda: router._connections.has_ended(who.routing_id))
+    assert receive(router, 1) == [(who, b"last words")]
+    until(lambda: not router.send(who.routing_id, b"are you there?"))
 
 
 # ------------------------------------------------------------------- peers in trouble

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from d8mesh.core.protocol.addresses import host_of
+from d8mesh.edge.network.probe import told as meaning_of
 from d8mesh.edge.transport import web_client
-from d8mesh.edge.transport.web_client import connect_to, get_json
+from d8mesh.edge.transport.web_client import asked_host, connect_to, get_json
 from tests.http.certified import certified
 from tests.http.served import PATIENCE_S, Served, get, served
 
@@ -74,6 +78,61 @@ def test_json_is_asked_for(here: Served) -> None:
     for path, most in (("/none", 1000), ("/scope", 10), ("/large", 1000)):
         with pytest.raises(ValueError, match="did not answer with JSON"):
             get_json(url, path, trusted, timeout_s=PATIENCE_S, max_bytes=most)
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_proxy_whose_orchestrator_is_away_is_told_as_what_it_is(status: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                body = b"<html>Bad Gateway</html>"
+                head = f"HTTP/1.1 {status} x\r\nContent-Length: {len(body)}\r\n\r\n"
+                connection.sendall(head.encode() + body)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(OSError, match=rf"{url} is a proxy, .* not answer \({status}\)") as why:
+            get_json(url, "/health", (), timeout_s=PATIENCE_S, max_bytes=1000)
+        thread.join()
+        assert meaning_of(why.value) == str(why.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://[fe80::1%eth0]:7001", "[fe80::1]:7001"),
+        ("https://[fe80::1%3]", "[fe80::1]"),
+        ("http://[fd00::1]:7001", "[fd00::1]:7001"),
+        ("http://pi.local:7001", "pi.local:7001"),
+    ],
+)
+def test_it_is_asked_for_the_host_that_the_other_side_knows(url: str, host: str) -> None:
+    assert asked_host(url) == host
+    assert host_of(host) is not None
+
+
+def test_an_answer_that_dribbles_has_no_more_time_than_any_other() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def dribble() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n")
+                while True:
+                    connection.sendall(b" ")
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=dribble)
+        thread.start()
+        url, begun = f"http://127.0.0.1:{server.getsockname()[1]}", time.monotonic()
+        with pytest.raises(TimeoutError):
+            get_json(url, "/health", (), timeout_s=0.5, max_bytes=60_000)
+        assert time.monotonic() - begun < PATIENCE_S / 2
+        thread.join(PATIENCE_S)
 
 
 def test_nobody_there_is_an_error() -> None:

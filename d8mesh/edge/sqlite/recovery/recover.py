@@ -31,7 +31,7 @@ from d8mesh.edge.sqlite.schema import COUNTER_BITS, NOTE_SUFFIX, SCHEMA_VERSION,
 from d8mesh.edge.sqlite.seal import seal_of
 from d8mesh.edge.sqlite.sealing import OLD_SUFFIX, finish_resealing, key_of, required_key
 from d8mesh.errors import JournalError
-from d8mesh.private import replace_text
+from d8mesh.private import replace_file
 
 #: Ids named one by one in the report; more are counted.
 NAMED_IDS: Final = 10_000
@@ -130,9 +130,9 @@ def _recover(path: Path, note: Path, say: Callable[[str], None]) -> Recovered:
     aside = path.with_name(f"{path.stem}-broken-{stamp}{path.suffix}")
     report.moved_to = str(aside)
     told = aside.with_suffix(".json")
-    replace_text(told, json.dumps(asdict(report), ensure_ascii=False, indent=1))
+    replace_file(told, json.dumps(asdict(report), ensure_ascii=False, indent=1).encode())
     part = note.with_name(note.name + ".part")
-    replace_text(part, json.dumps({"aside": aside.name}))
+    replace_file(part, json.dumps({"aside": aside.name}).encode())
     sync(part)
     part.replace(note)
     _swap(path, note)
