@@ -7,7 +7,9 @@ beside a real mesh and on a machine without a network, and it ends by itself.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import random
 import secrets
 import socket
 import tempfile
@@ -45,6 +47,8 @@ START_S: Final = 60.0
 #: How long a part of the work may take: an LLM on a small machine is slow.
 WORK_S: Final = 300.0
 REFRESH_S: Final = 0.25
+#: Below those that Linux (32768 on), macOS and Windows give to connections that go out.
+_UNGIVEN_PORTS: Final = range(20_000, 32_000)
 
 
 @dataclass(slots=True)
@@ -274,9 +278,12 @@ def _submit(url: str, body: dict[str, object]) -> Any:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Return ports that were free a moment ago, of those that no connection is given meanwhile."""
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        while len(ports) < count:
+            port = random.choice(_UNGIVEN_PORTS)
+            with contextlib.suppress(OSError):  # it is taken
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                ports.append(port)
+        return ports

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import platformdirs
 import pytest
 
+from d8mesh.apps.demo import free_ports
 from d8mesh.core.protocol.addresses import host_is_allowed, host_of, is_admissible
 from d8mesh.edge import network
 from d8mesh.edge.network import (
@@ -43,8 +44,7 @@ def listener() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def machine_with(monkeypatch: pytest.MonkeyPatch, **cards: list[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import secrets
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from d8mesh.apps.demo import free_ports
 from d8mesh.config import Config
 from d8mesh.core.protocol.membership import fingerprint
 from d8mesh.core.protocol.pinning import Pin
@@ -28,9 +28,7 @@ PATIENCE_S = 30.0
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def until(what: Callable[[], object]) -> None:

@@ -26,6 +26,8 @@ KEEP_S: Final = 5.0
 KEEP_AGAIN_S: Final = 10.0
 #: Who was told of as refused for the first time; those of the longest ago may be told of again.
 MAX_NOTED: Final = 1000
+#: Of connections whose session has gone on over another one so many are known.
+MAX_LEFT_BEHIND: Final = 4096
 #: Counts connections that are closed because nothing that they said has opened a session.
 _UNHEARD_CODE: Final = "zmq.unheard"
 #: Notices of refusals that people are told of in a minute; the log has all.
@@ -47,6 +49,8 @@ class Joins:
         self._notices: list[float] = []
         self._shown = state.members.view
         self._unwelcome = Unwelcome()
+        #: routing ids of connections whose session has gone on over another one, the oldest first
+        self._left_behind: dict[bytes, None] = {}
 
     # ------------------------------------------------------------------------ HELLO
 
@@ -68,6 +72,7 @@ class Joins:
             self._refuse_peer(peer, refused)
             return False
         self._unwelcome.forget(peer)
+        self._leave_behind(message, peer)
         if peer.key is None:
             return True
         state.members.make_room(partial(member_report.connected, state))
@@ -77,6 +82,20 @@ class Joins:
             state.members.come(peer.key, "client", message.host, peer.address, state.at)
         return True
 
+    def _leave_behind(self, message: m.WorkerHello | m.ClientHello, peer: Peer) -> None:
+        """Note the connection under which this session was until now, if it was another."""
+        state = self._state
+        standing: WorkerState | ClientState | None
+        if isinstance(message, m.WorkerHello):
+            standing = state.registry.workers.get(message.worker_id)
+        else:
+            standing = state.clients.get(message.session)
+        self._left_behind.pop(peer.routing_id, None)
+        if standing is not None and standing.peer.routing_id not in (b"", peer.routing_id):
+            self._left_behind[standing.peer.routing_id] = None
+            if len(self._left_behind) > MAX_LEFT_BEHIND:
+                del self._left_behind[next(iter(self._left_behind))]
+
     # --------------------------------------------------------------------- refusing
 
     def forbid(self, peer: Peer, why: str) -> None:
@@ -84,9 +103,13 @@ class Joins:
         self._refuse_peer(peer, m.Refused(0, "access.forbidden", why))
 
     def no_session(self, peer: Peer) -> None:
-        """Somebody speaks who has not said HELLO, or whose session has ended."""
+        """Somebody speaks who has not said HELLO, or whose session has ended.
+
+        What was under way when its session went on over another connection is said again there.
+        """
         state = self._state
-        state.metrics.reject("session.unknown")
+        if peer.routing_id not in self._left_behind:
+            state.metrics.reject("session.unknown")
         state.send(peer, m.Rehello("no session under this connection: say HELLO"))
         self._strike(peer, UNKNOWN_STRIKE)
         self._bear(peer)

@@ -95,21 +95,18 @@ class Caps:
     unheard_per_address: int = MAX_UNHEARD_PER_ADDRESS
 
 
-@dataclass(slots=True)
-class _FirstMessage:
+class _FirstMessage(NamedTuple):
     """The first message of a connection has come out.
 
     descriptor: ZeroMQ's.
     number: what tells its socket from others that have that descriptor before and after it.
     place: as which connection the ROUTER has named it; `math.inf`: it has not.
-    is_passed: the monitor has told of all connections that were there when it came.
     """
 
     descriptor: int
     number: int
     routing_id: bytes
     place: float
-    is_passed: bool = False
 
 
 class Connections:
@@ -152,10 +149,11 @@ class Connections:
         #: what the loop told: first messages, routing ids to be dropped and why
         self._heard: deque[_FirstMessage] = deque()
         self._dropped: deque[tuple[bytes, str]] = deque()
-        #: first messages of connections that the monitor has yet to tell of
+        #: first messages of connections that the monitor may have yet to tell of
         self._early: list[_FirstMessage] = []
-        #: handshakes that succeeded, of connections not heard yet; the gate's refusals, as far as
-        #: their connections have ended
+        #: handshakes that succeeded, of connections not heard yet (below zero: of some that are
+        #: heard the monitor has yet to tell); the gate's refusals, as far as their connections
+        #: have ended
         self._finished, self._denied, self._refusals = 0, refusals(), refusals
         #: handshakes that succeeded so far, and connections with a place to be compared with it
         self._shaken = 0
@@ -256,17 +254,16 @@ class Connections:
     def _step(self, now: float) -> None:
         dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]
         placed, self._placed = self._placed, []
+        told_of = set(self._early_ones())  # the monitor tells of all these now
         while True:
             try:
                 told, _ = self._monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
             self._take_in(int.from_bytes(told[:2], sys.byteorder), told[2:6], now)
-        self._note_heard()
-        self.ended.extend(each.routing_id for each in self._early if each.is_passed)
-        self._early = [each for each in self._early if not each.is_passed]
-        for each in self._early:
-            each.is_passed = True  # of those that came meanwhile the monitor tells next time
+        self._note_heard(lambda each: each in told_of)
+        self.ended.extend(each.routing_id for each in self._early if each in told_of)
+        self._early = [each for each in self._early if each not in told_of]
         for connection, place in placed:
             if place > self._shaken:
                 self._refuse(connection, ASKED_NAME)
@@ -311,17 +308,14 @@ class Connections:
             or self._unheard[address] > caps.unheard_per_address
         )
 
-    def _note_heard(self, of: int | None = None) -> None:
-        """Take in who has spoken; of who has come meanwhile the monitor has yet to tell.
+    def _early_ones(self) -> list[_FirstMessage]:
+        self._early.extend(self._heard.popleft() for _ in range(len(self._heard)))
+        return self._early
 
-        Args:
-            of: the only descriptor of interest; of others the handshake may be still to be read.
-        """
-        fresh = [self._heard.popleft() for _ in range(len(self._heard))]
-        heard = [*self._early, *fresh]
-        self._early = [
-            each for each in heard if of not in (None, each.descriptor) or not self._is_noted(each)
-        ]
+    def _note_heard(self, is_meant: Callable[[_FirstMessage], bool] = lambda each: True) -> None:
+        """Take in who has spoken, of those that are meant."""
+        early = self._early_ones()
+        self._early = [each for each in early if not (is_meant(each) and self._is_noted(each))]
 
     def _is_noted(self, first: _FirstMessage) -> bool:
         """Note whose a first message is; False: of none that is known yet.
@@ -336,7 +330,7 @@ class Connections:
             self._refuse(connection, ASKED_NAME)
             return True
         if connection.routing_id is None:
-            self._finished = max(0, self._finished - 1)
+            self._finished -= 1
             _less(self._unheard, connection.address)
         else:
             self._by_routing_id.pop(connection.routing_id, None)
@@ -349,7 +343,7 @@ class Connections:
 
     def _ended(self, descriptor: int, now: float) -> None:
         is_unfinished, self._is_unfinished = self._is_unfinished, False
-        self._note_heard(descriptor)
+        self._note_heard(lambda each: each.descriptor == descriptor)
         connection = self._table.pop(descriptor, None)
         if connection is None:
             return
@@ -372,20 +366,33 @@ class Connections:
     def _reason(self, connection: TcpConnection, now: float, *, is_unfinished: bool) -> str:
         """Return why ZeroMQ has ended a connection; "": its peer has, or another has counted it.
 
-        Of a handshake that came to its end the monitor does not say whose it was.
+        Of a handshake that came to its end the monitor does not say whose it was, the gate not
+        whose connection it has refused.
         """
         if is_unfinished:  # out of time, or its peer has thought better of it
             is_late = now - connection.since > self._handshake_s * 0.8
             is_gone = connection.handle is not None and has_left(connection.handle)
             return SILENT if is_late and not is_gone else ""
         if connection.routing_id is None:
+            received = _received(connection)
+            if received is not None and received < SHAKEN_BYTES:
+                return HANDSHAKE
             if self._refusals() > self._denied:
                 self._denied += 1
                 return ""
-            if not self._finished or _received(connection) < SHAKEN_BYTES:
+            if self._finished <= (0 if received is not None else self._finishing()):
                 return HANDSHAKE
             self._finished -= 1
         return FRAME if _was_refused(connection) else ""
+
+    def _finishing(self) -> int:
+        """Return how many connections may be those whose handshake succeeded and are not heard.
+
+        One that ended before it could be looked at is taken for none of them.
+        """
+        unheard = [each for each in self._table.values() if each.routing_id is None]
+        counts = [_received(each) for each in unheard if not each.code]
+        return sum(1 for count in counts if count is not None and count >= SHAKEN_BYTES)
 
     def _look(self, now: float) -> None:
         connections = list(self._table.values())
@@ -470,10 +477,10 @@ def _socket_number(descriptor: int) -> int:
     return 0
 
 
-def _received(connection: TcpConnection) -> int:
-    """Return the bytes that came over a connection; where that is not known, a great many."""
+def _received(connection: TcpConnection) -> int | None:
+    """Return the bytes that came over a connection; None: that is not known."""
     traffic = None if connection.handle is None else traffic_of(connection.handle)
-    return sys.maxsize if traffic is None else traffic.received_bytes
+    return None if traffic is None else traffic.received_bytes
 
 
 def _cut(connection: TcpConnection, code: str) -> None:

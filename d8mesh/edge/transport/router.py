@@ -165,9 +165,7 @@ class RouterEndpoint:
         try:
             self._send(name, AND_MORE)
             self._send(frame, NOBLOCK, len(frame) < COPIED_BYTES)
-        except zmq.ZMQError as error:
-            if error.errno == zmq.Errno.EHOSTUNREACH:
-                self._forget(routing_id)
+        except zmq.ZMQError:
             return False
         return True
 

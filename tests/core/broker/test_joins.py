@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from d8mesh.core.broker.effects import Peer
-from d8mesh.core.broker.joins import KEEP_AGAIN_S, KEEP_S, MAX_NOTED, NOTICES_PER_MINUTE
+from d8mesh.core.broker.joins import (
+    KEEP_AGAIN_S,
+    KEEP_S,
+    MAX_LEFT_BEHIND,
+    MAX_NOTED,
+    NOTICES_PER_MINUTE,
+)
 from d8mesh.core.broker.members_view import Knock, Membership
 from d8mesh.core.broker.strikes import BAN_S, BURST_STRIKES
 from d8mesh.core.broker.unwelcome import MAX_UNWELCOME_PER_ADDRESS, UNWELCOME_S
@@ -214,6 +220,31 @@ def test_what_was_in_a_queue_at_a_restart_bans_nobody(broker: WiredBroker) -> No
     assert broker.state.metrics.rejected == {"session.unknown": 1000}
     broker.say(worker, hello("w"))
     assert broker.got(worker, m.Welcome)
+
+
+def test_what_was_under_way_when_a_session_went_on_elsewhere_is_not_refused(
+    broker: WiredBroker,
+) -> None:
+    for _ in range(2):
+        worker, client = broker.worker("w", key=KEY), broker.client()
+        before, asker = broker.worker("w", key=KEY), broker.client()
+        broker.say(worker, beat([], 0))
+        broker.say(client, m.Watch([]))
+        assert broker.got(worker, m.Rehello)
+        assert broker.got(client, m.Rehello)
+        assert not broker.state.metrics.rejected
+        broker.say(before, m.Goodbye("bye"))
+        broker.say(asker, m.Goodbye("bye"))
+    broker.say(before, beat([], 0))  # it has left: nobody says that again
+    assert broker.state.metrics.rejected == {"session.unknown": 1}
+
+
+def test_of_connections_that_were_left_behind_the_newest_are_known(broker: WiredBroker) -> None:
+    peers = [broker.client() for _ in range(MAX_LEFT_BEHIND + 2)]
+    broker.say(peers[-2], m.Watch([]))
+    assert not broker.state.metrics.rejected
+    broker.say(peers[0], m.Watch([]))
+    assert broker.state.metrics.rejected == {"session.unknown": 1}
 
 
 def test_refusals_are_told_of_once_each_and_not_too_many(broker: WiredBroker) -> None:

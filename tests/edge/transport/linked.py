@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections.abc import Callable, Iterator
 
 import zmq
 
+from d8mesh.apps.demo import free_ports
 from d8mesh.core.broker.effects import Peer
 from d8mesh.edge.transport.router import RouterEndpoint
 from d8mesh.edge.transport.sockets import DealerLink
@@ -20,9 +20,7 @@ PATIENCE_S = 20.0
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 @contextlib.contextmanager

@@ -209,6 +209,20 @@ def test_who_leaves_is_not_counted(door: Door) -> None:
 
 
 @needs_sodium
+def test_what_has_ended_before_it_was_looked_at_has_not_made_the_handshake_of_another(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RawZmtp(door.port).shake_hands(SERVER.public) as quiet:
+        until(lambda: door.router._connections._finished == 1, "its handshake is known")
+        monkeypatch.setattr(connections, "_duplicate", lambda descriptor: (None, "127.0.0.1"))
+        with door.knock(b"GET / HTTP/1.1\r\n\r\n") as odd:
+            assert odd.ends_within(CLOSED_S)
+            door.saw(HANDSHAKE)
+        quiet.send(b"hello")
+        assert quiet.receive() == b"hello"
+
+
+@needs_sodium
 def test_whom_the_gate_refuses_the_gate_counts(door: Door) -> None:
     door.verdict = Verdict.WAITING
     with RawZmtp(door.port) as odd, pytest.raises(AssertionError, match="ERROR"):
