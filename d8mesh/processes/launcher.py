@@ -97,12 +97,13 @@ def run_broker(config: Config, options: argparse.Namespace) -> int:
     refuse_public(config)
     is_up = end_at_once_with_parent()
     # The launcher starts quicker without them.
-    from d8mesh.edge.transport.connections import raise_descriptor_limit
+    from d8mesh.edge.transport.connections import MAX_PEER_CONNECTIONS
+    from d8mesh.edge.transport.descriptors import raise_descriptor_limit
     from d8mesh.nodes.broker import Broker
 
     web_port = int(options.rest[1]) if options.rest else None  # after --web-port
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
-    raise_descriptor_limit()
+    raise_descriptor_limit(MAX_PEER_CONNECTIONS)
     tls = files_of(config)
     broker = when_free(
         lambda: Broker(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from d8mesh.core.broker.effects import Load
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, decode_to_worker, encode
 from d8mesh.core.protocol.task import Assigned, Submitted
@@ -164,7 +165,18 @@ def test_nothing_overtakes_the_welcome_of_a_worker(slow: Slow) -> None:
     assert [type(decode_to_worker(frame)) for frame in frames[:2]] == [m.Welcome, m.Work]
 
 
-def test_questions_are_answered_from_what_is_durable(slow: Slow) -> None:
+def test_questions_are_answered_from_what_is_durable(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Load] = []
+    questions = slow.running.broker._questions
+    ask = questions.ask
+
+    def note(load: Load) -> None:
+        asked.append(load)
+        ask(load)
+
+    monkeypatch.setattr(questions, "ask", note)
     client, worker = slow.running.client(), slow.running.worker()
     submit(client, 1, 0)
     work = until(worker, m.Work)
@@ -173,6 +185,7 @@ def test_questions_are_answered_from_what_is_durable(slow: Slow) -> None:
     wait_for(lambda: health(client)["tasks_in_progress"] == 0)
     client.send(encode(m.Query(5, "status", {"id": f"{S}-0"})))
     assert settle(client) == []
+    assert asked == []
     slow.gate.set()
     assert until(client, m.Answer).body["state"] == "completed"
 

@@ -72,10 +72,18 @@ class Box:
 
 
 class RawZmtp:
-    """A connection to a ROUTER at 127.0.0.1 whose every byte is ours."""
+    """A connection to a ROUTER at 127.0.0.1 whose every byte is ours.
+
+    One that is cut off before the system has said that it is there is one that has ended.
+    """
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), _PATIENCE_S)
+        try:
+            self.socket = socket.create_connection(("127.0.0.1", port), _PATIENCE_S)
+        except (BrokenPipeError, ConnectionResetError):
+            self.socket, other = socket.socketpair()
+            self.socket.settimeout(_PATIENCE_S)
+            other.close()
         self._session: Box | None = None
         self._count = 0
 

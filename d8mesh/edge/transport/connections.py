@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import socket
-import stat
 import struct
 import sys
 import threading
@@ -30,6 +28,7 @@ import zmq
 
 from d8mesh.core.broker.effects import Peer
 from d8mesh.edge.transport.byte_guard import ByteGuard, TcpConnection
+from d8mesh.edge.transport.descriptors import duplicate, most_connections, socket_number
 from d8mesh.edge.transport.traffic import has_left, traffic_of
 
 #: Connections at once: a LAN of 2,000 workers, their clients, and as many that mean no good. One
@@ -42,8 +41,6 @@ MAX_PEERS_PER_ADDRESS: Final = MAX_PEER_CONNECTIONS * 3 // 4
 MAX_UNHEARD_PER_ADDRESS: Final = 256
 #: Connections that have ended and are remembered.
 MAX_GONE: Final = MAX_PEER_CONNECTIONS
-#: Descriptors that are not connections: files of the store, logs, discovery.
-BROKER_DESCRIPTORS: Final = 256
 #: Whoever has shaken hands says HELLO at once.
 UNHEARD_S: Final = 10.0
 #: How often connections are looked at, with some that are new, and with some that are suspected.
@@ -137,7 +134,7 @@ class Connections:
         #: how often the loop has taken all there was
         self.round = 0.0
         self._handshake_s, self._wake = handshake_s, wake
-        self._caps = caps or Caps(most_connections())
+        self._caps = caps or Caps(most_connections(MAX_PEER_CONNECTIONS))
         self._table: dict[int, TcpConnection] = {}
         self._by_routing_id: dict[bytes, TcpConnection] = {}
         #: routing ids of connections that have ended, the oldest first
@@ -186,7 +183,7 @@ class Connections:
         with contextlib.suppress(zmq.ZMQError):
             descriptor = part.get(zmq.SRCFD)
             if isinstance(descriptor, int):
-                number = _socket_number(descriptor)
+                number = socket_number(descriptor)
                 self._heard.append(_FirstMessage(descriptor, number, routing_id, place))
                 if place == math.inf:
                     self._rouse()
@@ -288,8 +285,8 @@ class Connections:
             self._is_unfinished = True
 
     def _accepted(self, descriptor: int, now: float) -> None:
-        handle, address = _duplicate(descriptor)
-        number = 0 if handle is None else _socket_number(handle.fileno())
+        handle, address = duplicate(descriptor)
+        number = 0 if handle is None else socket_number(handle.fileno())
         connection = TcpConnection(handle, address, now, self.round, number=number)
         self._table[descriptor] = connection
         self._count[address] += 1
@@ -416,65 +413,6 @@ class Connections:
     def _reject(self, code: str, address: str) -> None:
         self.rejections.append(Rejection(code, address))
         self._wake()
-
-
-def raise_descriptor_limit(connections: int = MAX_PEER_CONNECTIONS) -> None:
-    """Let this process have the descriptors for so many connections, if it may: each takes two."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    wanted = 2 * connections + BROKER_DESCRIPTORS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(OSError, ValueError):  # macOS may have a lower bound of its own
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def most_connections() -> int:
-    """Return how many connections this process has descriptors for, at most MAX_PEER_CONNECTIONS.
-
-    ZeroMQ's thread never rests while one is waiting that it has no descriptor for.
-    """
-    if sys.platform == "win32":
-        return MAX_PEER_CONNECTIONS
-    import resource
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return MAX_PEER_CONNECTIONS
-    return max(1, min(MAX_PEER_CONNECTIONS, (soft - BROKER_DESCRIPTORS) // 2))
-
-
-def _duplicate(descriptor: int) -> tuple[socket.socket | None, str]:
-    """Return a socket of its own for a descriptor of ZeroMQ's, and whose it is.
-
-    The number may be a file's by now, which must not be closed: that lets go of SQLite's locks.
-    """
-    with contextlib.suppress(OSError):  # it has ended
-        if sys.platform != "win32" and not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            return None, ""
-        copy = socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM)
-        # Made anew, it knows its family: at a port of all addresses everybody comes by IPv6.
-        handle = socket.socket(fileno=copy.detach())
-        with contextlib.suppress(OSError):
-            if handle.family in (socket.AF_INET, socket.AF_INET6):  # else it is another's by now
-                return handle, str(handle.getpeername()[0]).removeprefix("::ffff:")
-        handle.close()
-    return None, ""
-
-
-def _socket_number(descriptor: int) -> int:
-    """Return the system's own number of a socket, which no other one has while it is open.
-
-    It is 0 on Windows, where descriptors of sockets are no files.
-    """
-    if sys.platform == "win32":
-        return 0
-    with contextlib.suppress(OSError):  # it has ended
-        return os.fstat(descriptor).st_ino
-    return 0
 
 
 def _received(connection: TcpConnection) -> int | None:
