@@ -91,6 +91,7 @@ def found(members: Members, action: str, who: str) -> Member:
 
     Raises:
         UnknownMemberError: there is none.
+        ForbiddenError: it is a key of the orchestrator's own data folder, which has no standing.
         AmbiguousMemberError: there are several, or it is the name of a key that waits.
     """
     called = [member for member in members.all() if _is_called(member, who)]
@@ -103,6 +104,9 @@ def found(members: Members, action: str, who: str) -> Member:
         )
     called = [each for each in called if each not in announced]
     if not called:
+        for key in members.own:
+            if fingerprint(key).replace("-", "") == _bare(who):
+                members.refuse_own(key)
         raise UnknownMemberError(f"no key of the fingerprint or name {who[:80]!r} is known here")
     fit = FIT[action]
     # of who stands so already it is done once more, which changes nothing

@@ -246,13 +246,17 @@ class Members:
         member.freed_ids = ()
         self._stand(member, Membership.ADMITTED)
 
-    def revoke(self, member: Member) -> None:
-        """Show a key out; raises as `approve`."""
-        if member.key in self.own:
+    def refuse_own(self, key: bytes) -> None:
+        """Raise ForbiddenError if it is a key of our own."""
+        if key in self.own:
             raise ForbiddenError(
-                f"{member.fingerprint} is a key of this orchestrator's own data folder, which is "
+                f"{fingerprint(key)} is a key of this orchestrator's own data folder, which is "
                 "always let in: delete the key file there, and start the orchestrator anew"
             )
+
+    def revoke(self, member: Member) -> None:
+        """Show a key out; raises as `approve`."""
+        self.refuse_own(member.key)
         most = MAX_MEMBERS + MAX_REVOKED_BEYOND
         if member.key not in self.by_key and len(self.by_key) >= most:
             raise ForbiddenError(f"{most} keys are admitted or revoked: no more are kept")

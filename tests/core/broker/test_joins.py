@@ -128,6 +128,12 @@ def test_only_a_key_of_the_orchestrators_folder_sees_and_changes_members(
 
 def test_a_wrong_name_is_answered_and_changes_nothing(broker: WiredBroker) -> None:
     assert change(broker, "revoke", "nobody").code == "member.unknown"
+    unseen = b"u" * 32
+    broker.state.members.own.add(unseen)
+    for own in (OWN, unseen):
+        answer = change(broker, "revoke", fingerprint(own))
+        assert answer.code == "access.forbidden"
+        assert "always let in" in str(answer.body["error"])
     for n in (3, 4):
         broker.client(str(n) * 16, key=bytes([n]) * 32)
     assert change(broker, "revoke", "pc").code == "member.ambiguous"
