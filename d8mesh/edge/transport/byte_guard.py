@@ -71,8 +71,9 @@ class TcpConnection:
     #: something has been waiting for it since; it has last taken some of it
     waiting_since: float | None = None
     took_at: float = 0.0
-    #: the system's own number of its socket; 0: not known
-    number: int = 0
+    #: the number of the connection that the gate had admitted last when this one was not asked
+    #: about yet: its own is above it
+    admitted_before: int = 0
 
 
 @dataclass(slots=True)

@@ -3,7 +3,8 @@
 ZeroMQ tells of its connections by a monitor and nothing more: it bounds neither their number nor
 how long one may say nothing. A thread reads the monitor and keeps a table of them. Each has a
 duplicate of its descriptor, so that a connection that is cut off is the one that was meant, and
-what it has done can still be seen when it has ended.
+what it has done can still be seen when it has ended. The gate answers nobody whom the table does
+not have (`catch_up`): who has got through a handshake is known, however late the thread is.
 
 Who may connect is not decided here (`zap`), nor what a message may be.
 
@@ -28,8 +29,10 @@ import zmq
 
 from d8mesh.core.broker.effects import Peer
 from d8mesh.edge.transport.byte_guard import ByteGuard, TcpConnection
-from d8mesh.edge.transport.descriptors import duplicate, most_connections, socket_number
+from d8mesh.edge.transport.descriptors import most_connections
+from d8mesh.edge.transport.monitor import Monitor, Told
 from d8mesh.edge.transport.traffic import has_left, traffic_of
+from d8mesh.edge.transport.zap import ZapHandler
 
 #: Connections at once: a LAN of 2,000 workers, their clients, and as many that mean no good. One
 #: holds 60 KB.
@@ -39,8 +42,8 @@ MAX_PEERS_PER_ADDRESS: Final = MAX_PEER_CONNECTIONS * 3 // 4
 #: Connections of one address that have not said anything yet. Many nodes of one machine that start
 #: at once and are refused here try again within a moment.
 MAX_UNHEARD_PER_ADDRESS: Final = 256
-#: Connections that have ended and are remembered.
-MAX_GONE: Final = MAX_PEER_CONNECTIONS
+#: Connections that have ended and are remembered, longer than the loop sends to them.
+MAX_GONE: Final = 2 * MAX_PEER_CONNECTIONS
 #: Whoever has shaken hands says HELLO at once.
 UNHEARD_S: Final = 10.0
 #: How often connections are looked at, with some that are new, and with some that are suspected.
@@ -49,6 +52,8 @@ LOOK_AT_NEW_S: Final = 0.25
 ALERT_LOOK_S: Final = 0.1
 #: A connection that ends this soon after something came in was ended for what that was.
 JUST_NOW_MS: Final = 2000
+#: The gate waits for the table so long at most; it takes a millisecond.
+CATCH_UP_S: Final = 2.0
 
 #: Why connections end: names of counters.
 HANDSHAKE: Final = "zmq.handshake"  #: not ZMTP, of an old version, without encryption, a wrong key
@@ -62,18 +67,8 @@ TOLD_TO_END: Final = "dropped"
 
 #: What the client says in the handshake of CURVE, at least: greeting, HELLO, INITIATE.
 SHAKEN_BYTES: Final = 64 + 202 + 259
-#: Never HANDSHAKE_FAILED_PROTOCOL: libzmq 4.3.5 tells of a frame that cannot be opened by that too,
-#: loses its `errno` thereby, takes the connection for one whose queue is full, and aborts the
-#: process at the next heartbeat (``Assertion failed: !_io_error``).
-_TOLD_EVENTS: Final = (
-    zmq.EVENT_ACCEPTED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-)
 #: A connection is reset when it is closed, whatever has not been read or sent.
 _RESET: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-_MONITOR_ENDPOINT: Final = "inproc://d8.connections"
 
 
 class Rejection(NamedTuple):
@@ -96,7 +91,7 @@ class _FirstMessage(NamedTuple):
     """The first message of a connection has come out.
 
     descriptor: ZeroMQ's.
-    number: what tells its socket from others that have that descriptor before and after it.
+    number: the gate's; descriptors are given again, this is not.
     place: as which connection the ROUTER has named it; `math.inf`: it has not.
     """
 
@@ -111,7 +106,7 @@ class Connections:
 
     Args:
         handshake_s: how long ZeroMQ waits for the end of a handshake.
-        refusals: how many connections the gate has refused so far, which it counts itself.
+        handler: of the gate, which counts whom it refuses; it waits for the table from now on.
         wake: has the loop go round once more, from any thread.
 
     Thread: made and closed, and all public calls made, by the thread of the ROUTER.
@@ -121,9 +116,9 @@ class Connections:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         router: zmq.Socket[bytes],
+        handler: ZapHandler,
         *,
         handshake_s: float,
-        refusals: Callable[[], int] = lambda: 0,
         wake: Callable[[], None] = lambda: None,
         caps: Caps | None = None,
     ) -> None:
@@ -146,44 +141,41 @@ class Connections:
         #: what the loop told: first messages, routing ids to be dropped and why
         self._heard: deque[_FirstMessage] = deque()
         self._dropped: deque[tuple[bytes, str]] = deque()
-        #: first messages of connections that the monitor may have yet to tell of
-        self._early: list[_FirstMessage] = []
+        #: first messages; of the handshakes of some the monitor may have yet to tell
+        self._first: list[_FirstMessage] = []
         #: handshakes that succeeded, of connections not heard yet (below zero: of some that are
         #: heard the monitor has yet to tell); the gate's refusals, as far as their connections
         #: have ended
-        self._finished, self._denied, self._refusals = 0, refusals(), refusals
+        self._finished, self._denied, self._handler = 0, handler.refusals, handler
         #: handshakes that succeeded so far, and connections with a place to be compared with it
         self._shaken = 0
         self._placed: list[tuple[TcpConnection, float]] = []
         #: the monitor has told of a handshake that was not finished: that connection ends next
         self._is_unfinished = False
+        #: how often the gate has wanted the table brought up to date, and for which it was
+        self._wanted, self._reached, self._turn = 0, 0.0, threading.Condition()
         self._next_look = 0.0
         self._is_closing = False
         self._fault: Exception | None = None  #: what has ended the thread
-        self._router = router
         self._inner, self._outer = socket.socketpair()
         for each in (self._inner, self._outer):
             each.setblocking(False)
-        router.monitor(_MONITOR_ENDPOINT, _TOLD_EVENTS)
-        self._monitor: zmq.Socket[bytes] = context.socket(zmq.PAIR)
-        self._monitor.linger = 0
-        self._monitor.rcvhwm = 0  # ZeroMQ's own thread shall never wait for this one
-        self._monitor.connect(_MONITOR_ENDPOINT)
+        self._monitor = Monitor(context, router)
         self._thread = threading.Thread(target=self._serve, name="connections", daemon=True)
         self._thread.start()
+        handler.before_answers = self.catch_up
 
     # ------------------------------------------------------------- what the loop calls
 
-    def hear_first(self, part: zmq.Frame, routing_id: bytes, place: float) -> None:
+    def hear_first(self, part: zmq.Frame, number: int, routing_id: bytes, place: float) -> None:
         """Learn of the first message of a connection.
 
         Args:
-            place: as of `_FirstMessage`.
+            number, place: as of `_FirstMessage`.
         """
         with contextlib.suppress(zmq.ZMQError):
             descriptor = part.get(zmq.SRCFD)
             if isinstance(descriptor, int):
-                number = socket_number(descriptor)
                 self._heard.append(_FirstMessage(descriptor, number, routing_id, place))
                 if place == math.inf:
                     self._rouse()
@@ -211,13 +203,20 @@ class Connections:
         self._dropped.append((routing_id, code))
         self._rouse()
 
+    def catch_up(self) -> None:
+        """Return when the table has all connections that there are by now. Thread: the gate's."""
+        with self._turn:
+            self._wanted += 1
+            wanted = self._wanted
+            self._rouse()
+            self._turn.wait_for(lambda: self._reached >= wanted, CATCH_UP_S)
+
     def close(self) -> None:
         """Watch no longer."""
         self._is_closing = True
         self._rouse()
         self._thread.join()
-        self._router.disable_monitor()
-        self._monitor.close(0)
+        self._monitor.close()
         self._inner.close()
         self._outer.close()
         for connection in self._table.values():
@@ -232,10 +231,17 @@ class Connections:
         except Exception as fault:
             self._fault = fault
             self._wake()
+        finally:
+            self._reach(math.inf)
+
+    def _reach(self, wanted: float) -> None:
+        with self._turn:
+            self._reached = wanted
+            self._turn.notify_all()
 
     def _watch(self) -> None:
         poller = zmq.Poller()
-        poller.register(self._monitor, zmq.POLLIN)
+        poller.register(self._monitor.socket, zmq.POLLIN)
         poller.register(self._inner, zmq.POLLIN)
         while not self._is_closing:
             left_s = max(0.0, self._next_look - time.monotonic())
@@ -245,22 +251,18 @@ class Connections:
             self._step(time.monotonic())
 
     def _rouse(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # it is roused already
+        with contextlib.suppress(OSError):  # it is roused already, or has ended
             self._outer.send(b"\0")
 
     def _step(self, now: float) -> None:
         dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]
         placed, self._placed = self._placed, []
-        told_of = set(self._early_ones())  # the monitor tells of all these now
-        while True:
-            try:
-                told, _ = self._monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            self._take_in(int.from_bytes(told[:2], sys.byteorder), told[2:6], now)
+        told_of, wanted = set(self._take_first()), self._wanted  # the monitor tells of all these
+        while told := self._monitor.read():
+            for each in told:
+                self._take_in(each, now)
+        self._reach(wanted)
         self._note_heard(lambda each: each in told_of)
-        self.ended.extend(each.routing_id for each in self._early if each in told_of)
-        self._early = [each for each in self._early if each not in told_of]
         for connection, place in placed:
             if place > self._shaken:
                 self._refuse(connection, ASKED_NAME)
@@ -273,25 +275,25 @@ class Connections:
         if now >= self._next_look:
             self._look(now)
 
-    def _take_in(self, kind: int, value: bytes, now: float) -> None:
+    def _take_in(self, told: Told, now: float) -> None:
+        kind = told.kind
         if kind == zmq.EVENT_ACCEPTED:
-            self._accepted(int.from_bytes(value, sys.byteorder), now)
+            self._accepted(told, now)
         elif kind == zmq.EVENT_DISCONNECTED:
-            self._ended(int.from_bytes(value, sys.byteorder), now)
+            self._ended(told.descriptor, now)
         elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._finished += 1
             self._shaken += 1
         else:
             self._is_unfinished = True
 
-    def _accepted(self, descriptor: int, now: float) -> None:
-        handle, address = duplicate(descriptor)
-        number = 0 if handle is None else socket_number(handle.fileno())
-        connection = TcpConnection(handle, address, now, self.round, number=number)
-        self._table[descriptor] = connection
+    def _accepted(self, told: Told, now: float) -> None:
+        address, before = told.address, self._handler.newest
+        connection = TcpConnection(told.handle, address, now, self.round, admitted_before=before)
+        self._table[told.descriptor] = connection
         self._count[address] += 1
         self._unheard[address] += 1
-        if self._is_crowded(address):
+        if told.handle is not None and self._is_crowded(address):
             self._note_heard()  # whoever has spoken meanwhile takes no place
             if self._is_crowded(address):
                 self._refuse(connection, CROWD)
@@ -305,23 +307,23 @@ class Connections:
             or self._unheard[address] > caps.unheard_per_address
         )
 
-    def _early_ones(self) -> list[_FirstMessage]:
-        self._early.extend(self._heard.popleft() for _ in range(len(self._heard)))
-        return self._early
+    def _take_first(self) -> list[_FirstMessage]:
+        self._first.extend(self._heard.popleft() for _ in range(len(self._heard)))
+        return self._first
 
     def _note_heard(self, is_meant: Callable[[_FirstMessage], bool] = lambda each: True) -> None:
         """Take in who has spoken, of those that are meant."""
-        early = self._early_ones()
-        self._early = [each for each in early if not (is_meant(each) and self._is_noted(each))]
+        first, self._first = self._take_first(), []
+        for each in first:
+            if not is_meant(each):
+                self._first.append(each)
+            elif not self._is_noted(each):
+                self.ended.append(each.routing_id)
 
     def _is_noted(self, first: _FirstMessage) -> bool:
-        """Note whose a first message is; False: of none that is known yet.
-
-        A descriptor is given again at once when a connection ends: the next one may have spoken
-        before the monitor tells of either.
-        """
-        connection, number = self._table.get(first.descriptor), first.number
-        if connection is None or (connection.number != number and connection.number and number):
+        """Note whose a first message is; False: its connection has ended."""
+        connection = self._table.get(first.descriptor)
+        if connection is None or first.number <= connection.admitted_before:
             return False
         if first.place == math.inf:
             self._refuse(connection, ASKED_NAME)
@@ -372,24 +374,15 @@ class Connections:
             return SILENT if is_late and not is_gone else ""
         if connection.routing_id is None:
             received = _received(connection)
-            if received is not None and received < SHAKEN_BYTES:
-                return HANDSHAKE
-            if self._refusals() > self._denied:
+            if connection.handle is None or (received is not None and received < SHAKEN_BYTES):
+                return HANDSHAKE  # the gate was not even asked
+            if self._handler.refusals > self._denied:
                 self._denied += 1
                 return ""
-            if self._finished <= (0 if received is not None else self._finishing()):
+            if self._finished <= 0:
                 return HANDSHAKE
             self._finished -= 1
         return FRAME if _was_refused(connection) else ""
-
-    def _finishing(self) -> int:
-        """Return how many connections may be those whose handshake succeeded and are not heard.
-
-        One that ended before it could be looked at is taken for none of them.
-        """
-        unheard = [each for each in self._table.values() if each.routing_id is None]
-        counts = [_received(each) for each in unheard if not each.code]
-        return sum(1 for count in counts if count is not None and count >= SHAKEN_BYTES)
 
     def _look(self, now: float) -> None:
         connections = list(self._table.values())

@@ -61,15 +61,3 @@ def duplicate(descriptor: int) -> tuple[socket.socket | None, str]:
                 return handle, str(handle.getpeername()[0]).removeprefix("::ffff:")
         handle.close()
     return None, ""
-
-
-def socket_number(descriptor: int) -> int:
-    """Return the system's own number of a socket, which no other one has while it is open.
-
-    It is 0 on Windows, where descriptors of sockets are no files.
-    """
-    if sys.platform == "win32":
-        return 0
-    with contextlib.suppress(OSError):  # it has ended
-        return os.fstat(descriptor).st_ino
-    return 0

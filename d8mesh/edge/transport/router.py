@@ -30,7 +30,7 @@ from d8mesh.edge.transport.socket_options import (
     configure,
     plain_send,
 )
-from d8mesh.edge.transport.zap import CURVE, ZAP_DOMAIN, Gate, ZapHandler
+from d8mesh.edge.transport.zap import CURVE, ZAP_DOMAIN, Gate, ZapHandler, told_user
 from d8mesh.errors import D8Error
 
 #: Connections waiting to be accepted.
@@ -41,7 +41,7 @@ MAX_KNOWN_PEERS: Final = 16_384
 #: Of so many that have ended it is remembered whose they were: what they said last may still be in
 #: ZeroMQ's queue.
 MAX_ENDED: Final = 4096
-#: Of a frame: the key, in hex, of the connection that it came over.
+#: Of a frame: the key and the number of the connection that it came over.
 _USER: Final = "User-Id"
 #: libzmq's own numbers: on Windows they are not those of Python's `errno`, but of the C library.
 #: A port that the system keeps to itself (EACCES, which zmq.Errno lacks) is as good as taken.
@@ -49,7 +49,7 @@ _TAKEN: Final = (zmq.Errno.EADDRINUSE, errno.EACCES)
 
 
 class _NamedPeer(NamedTuple):
-    """Who speaks under a name of ZeroMQ's, and the key of it as frames tell it."""
+    """Who speaks under a name of ZeroMQ's, and what its frames tell of its connection."""
 
     peer: Peer
     user: str
@@ -103,8 +103,8 @@ class RouterEndpoint:
         self._connections = Connections(
             self._context,
             self.socket,
+            handler,
             handshake_s=HANDSHAKE_MS / 1000,
-            refusals=lambda: handler.refusals,
             wake=wake,
         )
         #: connections that were refused or cut off, for the loop to count, the oldest first
@@ -158,8 +158,8 @@ class RouterEndpoint:
     def send(self, routing_id: bytes, frame: bytes) -> bool:
         """Send without waiting; False: the peer is gone (EHOSTUNREACH) or reads too slowly."""
         name = self._names.get(routing_id)
-        if name is None:
-            return False
+        if name is None or self._connections.has_ended(routing_id):
+            return False  # there may be another connection of that name by now
         if self._slow and not self._connections.guard.takes(routing_id, len(frame)):
             return False
         try:
@@ -192,13 +192,14 @@ class RouterEndpoint:
         place = math.inf if is_taken else place_after(self._newest, name)
         self._count += 1
         routing_id = name + self._count.to_bytes(8, "big")
-        self._connections.hear_first(part, routing_id, place)
+        address, user = _told_of(part, "Peer-Address"), _told_of(part, _USER)
+        key, number = told_user(user)
+        self._connections.hear_first(part, number, routing_id, place)
         if place == math.inf:
             return None
         if len(self._names) >= MAX_KNOWN_PEERS:
             self._forget(next(iter(self._names)))
-        address, user = _told_of(part, "Peer-Address"), _told_of(part, _USER)
-        peer = Peer(routing_id, address.removeprefix("::ffff:"), bytes.fromhex(user) or None)
+        peer = Peer(routing_id, address.removeprefix("::ffff:"), key)
         self._names[routing_id] = name
         self._known[name] = _NamedPeer(peer, user)
         return self._known[name]

@@ -25,6 +25,12 @@ CURVE: Final = b"CURVE"
 _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 #: A request: version, id, domain, address, routing id, mechanism, and what the mechanism shows.
 _REQUEST_PARTS: Final = 6
+#: Before it, in a ROUTER: whose request it is, and an empty frame.
+_ENVELOPE_PARTS: Final = 2
+#: Connections that are answered together at most: as many as one address may have unheard.
+_MAX_TOGETHER: Final = 256
+#: Between the key and the number in a User-Id.
+_USER_SEPARATOR: Final = ":"
 _STATUS_TEXTS: Final = {
     Verdict.ADMITTED: b"OK",
     Verdict.WAITING: b"not admitted",
@@ -34,6 +40,9 @@ _STATUS_TEXTS: Final = {
 
 class ZapHandler:
     """Answers for every connection to the ROUTERs of a context, until that is terminated.
+
+    Each that is admitted has a number of its own, 1 for the first, which stands in its User-Id and
+    so with each of its frames (`told_user`).
 
     Args:
         gate: may be another one later.
@@ -46,7 +55,11 @@ class ZapHandler:
         self.gate, self._mechanism = gate, mechanism
         #: connections that were not admitted, so far; noted before ZeroMQ ends them
         self.refusals = 0
-        self._asked = context.socket(zmq.REP)
+        #: the number of the connection that was admitted last
+        self.newest = 0
+        #: called before answers: those that wait for one go on after it
+        self.before_answers: Callable[[], None] = lambda: None
+        self._asked: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         self._asked.linger = 0
         self._asked.bind(_ZAP_ENDPOINT)
         threading.Thread(target=self._serve, name="zap", daemon=True).start()
@@ -54,10 +67,17 @@ class ZapHandler:
     def _serve(self) -> None:
         with self._asked, contextlib.suppress(zmq.ContextTerminated):
             while True:
-                self._asked.send_multipart(self._answer(self._asked.recv_multipart()))
+                requests = [self._asked.recv_multipart()]
+                with contextlib.suppress(zmq.Again):
+                    while len(requests) < _MAX_TOGETHER:
+                        requests.append(self._asked.recv_multipart(zmq.NOBLOCK))
+                self.before_answers()
+                for parts in requests:
+                    envelope = parts[:_ENVELOPE_PARTS]
+                    answer = self._answer(parts[_ENVELOPE_PARTS:])
+                    self._asked.send_multipart([*envelope, *answer])
 
     def _answer(self, parts: list[bytes]) -> list[bytes]:
-        """Return the answer to a request; the User-Id of whoever is admitted is its key in hex."""
         version, request, _, address, _, used = parts[:_REQUEST_PARTS]
         shown = parts[_REQUEST_PARTS:]
         key = shown[0] if shown and used == CURVE else b""
@@ -66,6 +86,17 @@ class ZapHandler:
             # Whatever the gate raises: without this thread nobody could connect at all.
             with contextlib.suppress(Exception):
                 verdict = self.gate(address.decode("ascii", "replace").removeprefix("::ffff:"), key)
-        self.refusals += verdict is not Verdict.ADMITTED
-        user = key.hex().encode() if verdict is Verdict.ADMITTED else b""
-        return [version, request, verdict.value.encode(), _STATUS_TEXTS[verdict], user, b""]
+        user = ""
+        if verdict is Verdict.ADMITTED:
+            self.newest += 1
+            user = f"{key.hex()}{_USER_SEPARATOR}{self.newest}"
+        else:
+            self.refusals += 1
+        told = (verdict.value.encode(), _STATUS_TEXTS[verdict], user.encode())
+        return [version, request, *told, b""]
+
+
+def told_user(user: str) -> tuple[bytes | None, int]:
+    """Return the key (None: without encryption) and the number that a User-Id tells."""
+    key, _, number = user.partition(_USER_SEPARATOR)
+    return bytes.fromhex(key) or None, int(number or 0)

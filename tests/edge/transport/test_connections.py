@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import struct
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import zmq
 
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol.membership import Verdict
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
-from d8mesh.edge.transport import byte_guard, connections, sockets
+from d8mesh.edge.transport import byte_guard, connections
 from d8mesh.edge.transport.connections import (
     CROWD,
     FRAME,
@@ -28,9 +28,9 @@ from d8mesh.edge.transport.connections import (
     Caps,
 )
 from d8mesh.edge.transport.keys import new_pair
+from d8mesh.edge.transport.monitor import Told
 from d8mesh.edge.transport.router import RouterEndpoint
 from d8mesh.edge.transport.sockets import Loop, Waker
-from d8mesh.edge.transport.traffic import has_left
 from tests.end_to_end.processes import until
 from tests.keyed import SERVER, admit, link_to
 from tests.security.raw_zmtp import MORE, RawZmtp, frame, greeting, needs_sodium
@@ -210,18 +210,70 @@ def test_who_leaves_is_not_counted(door: Door) -> None:
     assert door.rejected == {}
 
 
+@contextlib.contextmanager
+def _behind(door: Door) -> Iterator[None]:
+    """Let the thread that is told of connections be late."""
+    monitor, go_on = door.router._connections._monitor, threading.Event()
+    read = monitor.read
+
+    def late() -> list[Told]:
+        assert go_on.wait(20)
+        return read()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monitor, "read", late)
+        try:
+            yield
+        finally:
+            go_on.set()
+
+
 @needs_sodium
-def test_what_has_ended_before_it_was_looked_at_has_not_made_the_handshake_of_another(
-    door: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_has_ended_before_it_was_looked_at_is_told_from_who_came_after_it(door: Door) -> None:
     with RawZmtp(door.port).shake_hands(SERVER.public) as quiet:
         until(lambda: door.router._connections._finished == 1, "its handshake is known")
-        monkeypatch.setattr(connections, "duplicate", lambda descriptor: (None, "127.0.0.1"))
-        with door.knock(b"GET / HTTP/1.1\r\n\r\n") as odd:
-            assert odd.ends_within(CLOSED_S)
-            door.saw(HANDSHAKE)
-        quiet.send(b"hello")
-        assert quiet.receive() == b"hello"
+        with _behind(door):
+            with door.knock(b"GET / HTTP/1.1\r\n\r\n") as odd:
+                assert odd.ends_within(CLOSED_S)
+            second = RawZmtp(door.port)  # the descriptor is given again
+        door.saw(HANDSHAKE)
+        for each in (quiet, second.shake_hands(SERVER.public)):
+            each.send(b"hello")
+            assert each.receive() == b"hello"
+    second.close()
+    assert door.rejected == {HANDSHAKE: 1}
+
+
+@needs_sodium
+def test_nobody_gets_through_a_handshake_whom_the_table_has_not(door: Door) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with _behind(door):
+            coming = pool.submit(door.visit)
+            time.sleep(0.3)
+            assert not coming.done()
+            assert not door.heard
+        with coming.result(20) as come:
+            known = door.router._connections._by_routing_id
+            until(lambda: known.keys() == {door.peers[0].routing_id}, "it is known")
+            come.send(b"still here")
+            assert come.receive() == b"still here"
+    assert door.rejected == {}
+
+
+def test_visits_of_a_moment_are_counted_as_nothing(door: Door) -> None:
+    """Descriptors are given again while the thread and the loop are at other visits."""
+
+    def visit(_: int) -> None:
+        for _ in range(60):
+            door.visit().close()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(visit, range(6)))
+    until(lambda: not door.router._connections._table, "all have left")
+    door.goes_on()
+    until(lambda: not door.router._connections._table, "that one, too")
+    assert door.rejected == {}
+    assert door.router._connections._finished == 0
 
 
 @needs_sodium
@@ -246,60 +298,6 @@ def test_who_shakes_hands_and_says_nothing_is_cut_off(
         door.saw(UNHEARD)
         other.send(b"still here")
         assert other.receive() == b"still here"
-
-
-@needs_sodium
-@pytest.mark.skipif(sys.platform == "win32", reason="numbers of sockets are not told there")
-def test_who_has_spoken_is_known_though_the_descriptor_was_that_of_one_before(
-    door: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The thread is behind: of both it hears when the second has spoken already."""
-    monkeypatch.setattr(connections, "UNHEARD_S", 0.5)
-    watched = door.router._connections
-    is_behind, go_on, refusals = threading.Event(), threading.Event(), watched._refusals
-
-    def wait() -> int:
-        is_behind.set()
-        assert go_on.wait(20)
-        return refusals()
-
-    silent, other = (RawZmtp(door.port).shake_hands(SERVER.public) for _ in range(2))
-    until(lambda: len(watched._table) == 2, "both are there")
-    monkeypatch.setattr(watched, "_refusals", wait)
-    other.close()
-    assert is_behind.wait(20)
-    (place,) = watched._table
-    silent.close()
-    handle = watched._table[place].handle
-    assert handle is not None
-    until(lambda: has_left(handle), "it has left")
-    with _all_taken(place):
-        late = door.visit()
-    go_on.set()
-    try:
-        until(lambda: watched._by_routing_id.keys() == {door.peers[0].routing_id}, "it is known")
-        assert door.router.is_reading(door.peers[0].routing_id)
-        assert list(watched._table) == [place], "the number was given again"
-        assert not late.ends_within(2.0)
-    finally:
-        late.close()
-    assert door.rejected == {}
-
-
-@contextlib.contextmanager
-def _all_taken(below: int) -> Iterator[None]:
-    """Have all descriptors in use below one, but for one."""
-    taken = [os.open(os.devnull, os.O_RDONLY)]
-    while taken[-1] < below:
-        taken.append(os.open(os.devnull, os.O_RDONLY))
-    os.close(taken.pop())
-    if taken:
-        os.close(taken.pop())
-    try:
-        yield
-    finally:
-        for each in taken:
-            os.close(each)
 
 
 @needs_sodium
@@ -410,9 +408,3 @@ def test_where_nobody_watches_the_connections_the_loop_ends(
     with pytest.raises(RuntimeError, match="it fell"):
         router.receive(1)
     router.close()
-
-
-def test_the_event_that_ends_the_process_is_not_asked_for() -> None:
-    """See `connections._TOLD_EVENTS`; a link asks for events of its own."""
-    for events in (connections._TOLD_EVENTS, sockets._HANDSHAKE_FAILED):
-        assert not events & zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL

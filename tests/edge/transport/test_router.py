@@ -118,6 +118,42 @@ def test_the_name_of_a_connection_that_has_left_is_nobody_elses(router: RouterEn
 
 
 @needs_sodium
+def test_what_is_sent_to_who_has_left_reaches_nobody_who_takes_its_name(
+    router: RouterEndpoint,
+) -> None:
+    with RawZmtp(router.port).shake_hands(SERVER.public, new_pair()) as victim:
+        victim.send(b"hello")
+        ((peer, _),) = receive(router, 1)
+    for _ in range(20):  # while ZeroMQ has not let go of the name, it is not given
+        with named(router, peer.routing_id[:5], new_pair()) as silent:
+            silent.socket.settimeout(0.1)
+            assert not router.send(peer.routing_id, b"a secret")
+            with pytest.raises(TimeoutError):
+                silent.receive()
+
+
+@needs_sodium
+def test_a_peer_that_is_dropped_though_it_has_left_takes_nobody_along(
+    router: RouterEndpoint,
+) -> None:
+    """The loop is late: the descriptor is that of another one when it hears the first."""
+    table = router._connections._table
+    with RawZmtp(router.port).shake_hands(SERVER.public, new_pair()) as first:
+        first.send(b"rubbish")
+        until(lambda: len(table) == 1)
+    until(lambda: not table)
+    with RawZmtp(router.port).shake_hands(SERVER.public, new_pair()) as second:
+        until(lambda: len(table) == 1)
+        ((peer, _),) = receive(router, 1)
+        router.drop(peer)
+        assert not second.ends_within(0.5)
+        second.send(b"hello")
+        ((other, frame),) = receive(router, 1)
+        assert (frame, other.key != peer.key) == (b"hello", True)
+        assert router.send(other.routing_id, b"hello")
+
+
+@needs_sodium
 def test_what_a_peer_said_last_is_its_own_though_it_has_left(router: RouterEndpoint) -> None:
     with RawZmtp(router.port).shake_hands(SERVER.public, new_pair()) as peer:
         peer.send(b"hello")

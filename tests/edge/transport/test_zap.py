@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 
 import pytest
 import zmq
 
 from d8mesh.core.protocol.membership import Verdict
 from d8mesh.edge.transport.keys import new_pair
-from d8mesh.edge.transport.zap import CURVE, Gate, ZapHandler
+from d8mesh.edge.transport.zap import CURVE, Gate, ZapHandler, told_user
 
 KEY = new_pair().public
 
@@ -53,7 +56,7 @@ def asker(gate: Gate, mechanism: bytes = CURVE) -> Iterator[Asker]:
 @pytest.mark.parametrize(
     ("verdict", "status", "user"),
     [
-        (Verdict.ADMITTED, b"200", KEY.hex().encode()),
+        (Verdict.ADMITTED, b"200", KEY.hex().encode() + b":1"),
         (Verdict.WAITING, b"400", b""),
         (Verdict.REFUSED, b"500", b""),
     ],
@@ -98,8 +101,40 @@ def test_without_encryption_nobody_comes_in_whatever_the_gate_says(mechanism: by
 
 def test_for_measurements_without_encryption_nobody_is_known_by_a_key() -> None:
     with asker(lambda address, key: Verdict.ADMITTED, b"NULL") as it:
-        assert it.ask(mechanism=b"NULL")[::2] == [b"200", b""]
+        assert it.ask(mechanism=b"NULL")[::2] == [b"200", b":1"]
         assert it.ask()[0] == b"500"
+    assert told_user(":1") == (None, 1)
+
+
+def test_each_that_comes_in_has_a_number_of_its_own() -> None:
+    verdicts = iter((Verdict.ADMITTED, Verdict.REFUSED, Verdict.ADMITTED))
+    with asker(lambda address, key: next(verdicts)) as it:
+        users = [it.ask()[2].decode() for _ in range(3)]
+    assert users[1] == ""
+    assert [told_user(users[0]), told_user(users[2])] == [(KEY, 1), (KEY, 2)]
+
+
+def test_all_who_ask_are_answered_after_what_is_to_be_done_before() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    handler = ZapHandler(context, lambda address, key: Verdict.ADMITTED)
+    is_due, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        is_due.set()
+        assert go_on.wait(20)
+
+    handler.before_answers = wait
+    askers = [Asker(context) for _ in range(20)]
+    with ThreadPoolExecutor(len(askers)) as pool:
+        asked = [pool.submit(each.ask) for each in askers]
+        assert is_due.wait(20)
+        assert not wait_for(asked, 0.2).done
+        go_on.set()
+        users = {each.result(20)[2] for each in asked}
+    assert len(users) == len(askers)
+    for each in askers:
+        each.close()
+    context.term()
 
 
 def test_a_gate_that_raises_refuses_and_is_asked_again() -> None:
