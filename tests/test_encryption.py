@@ -19,10 +19,11 @@ from tests.nodes.mesh import free_port
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "d8mesh"
 TRANSPORT = PACKAGE / "edge" / "transport"
-#: The last two knock at the orchestrator's own door: in clear, to see that it is shut; inside the
-#: process, to see what connections are called.
+#: The second two knock at the orchestrator's own door: in clear, to see that it is shut; inside
+#: the process, to see what connections are called. The last answers inside the process.
 MAKERS = {
-    TRANSPORT / name for name in ("router.py", "sockets.py", "self_test.py", "routing_numbers.py")
+    TRANSPORT / name
+    for name in ("router.py", "sockets.py", "self_test.py", "routing_numbers.py", "zap.py")
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 #: What has keys, or none.

@@ -30,7 +30,7 @@ import zmq
 from d8mesh.core.broker.effects import Peer
 from d8mesh.edge.transport.byte_guard import ByteGuard, TcpConnection
 from d8mesh.edge.transport.descriptors import most_connections
-from d8mesh.edge.transport.monitor import Monitor, Told
+from d8mesh.edge.transport.monitor import Monitor, MonitorEvent
 from d8mesh.edge.transport.traffic import has_left, traffic_of
 from d8mesh.edge.transport.zap import ZapHandler
 
@@ -53,7 +53,7 @@ ALERT_LOOK_S: Final = 0.1
 #: A connection that ends this soon after something came in was ended for what that was.
 JUST_NOW_MS: Final = 2000
 #: The gate waits for the table so long at most; it takes a millisecond.
-CATCH_UP_S: Final = 2.0
+GATE_WAIT_S: Final = 2.0
 
 #: Why connections end: names of counters.
 HANDSHAKE: Final = "zmq.handshake"  #: not ZMTP, of an old version, without encryption, a wrong key
@@ -209,7 +209,7 @@ class Connections:
             self._wanted += 1
             wanted = self._wanted
             self._rouse()
-            self._turn.wait_for(lambda: self._reached >= wanted, CATCH_UP_S)
+            self._turn.wait_for(lambda: self._reached >= wanted, GATE_WAIT_S)
 
     def close(self) -> None:
         """Watch no longer."""
@@ -275,7 +275,7 @@ class Connections:
         if now >= self._next_look:
             self._look(now)
 
-    def _take_in(self, told: Told, now: float) -> None:
+    def _take_in(self, told: MonitorEvent, now: float) -> None:
         kind = told.kind
         if kind == zmq.EVENT_ACCEPTED:
             self._accepted(told, now)
@@ -287,7 +287,7 @@ class Connections:
         else:
             self._is_unfinished = True
 
-    def _accepted(self, told: Told, now: float) -> None:
+    def _accepted(self, told: MonitorEvent, now: float) -> None:
         address, before = told.address, self._handler.newest
         connection = TcpConnection(told.handle, address, now, self.round, admitted_before=before)
         self._table[told.descriptor] = connection

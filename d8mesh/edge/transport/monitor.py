@@ -23,10 +23,10 @@ TOLD_EVENTS: Final = (
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
-_ENDPOINT: Final = "inproc://d8.connections"
+_MONITOR_ENDPOINT: Final = "inproc://d8.connections"
 
 
-class Told(NamedTuple):
+class MonitorEvent(NamedTuple):
     """What the monitor has told.
 
     descriptor: ZeroMQ's, of who was accepted or has ended; of handshakes it is not told.
@@ -48,14 +48,14 @@ class Monitor:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes]) -> None:
         self._router = router
-        router.monitor(_ENDPOINT, TOLD_EVENTS)
+        router.monitor(_MONITOR_ENDPOINT, TOLD_EVENTS)
         self.socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
         self.socket.linger = 0
         self.socket.rcvhwm = 0  # ZeroMQ's own thread shall never wait for this one
-        self.socket.connect(_ENDPOINT)
-        self._ahead: list[Told] = []
+        self.socket.connect(_MONITOR_ENDPOINT)
+        self._ahead: list[MonitorEvent] = []
 
-    def read(self) -> list[Told]:
+    def read(self) -> list[MonitorEvent]:
         """Return what was told since, the oldest first; with nothing new, nothing.
 
         An end is told before the descriptor can be another's. So a duplicate is of the connection
@@ -85,11 +85,11 @@ class Monitor:
         self._router.disable_monitor()
         self.socket.close(0)
 
-    def _read(self) -> list[Told]:
-        told: list[Told] = []
+    def _read(self) -> list[MonitorEvent]:
+        told: list[MonitorEvent] = []
         with contextlib.suppress(zmq.Again):
             while True:
                 event, _ = self.socket.recv_multipart(zmq.NOBLOCK)
                 kind = int.from_bytes(event[:2], sys.byteorder)
-                told.append(Told(kind, int.from_bytes(event[2:6], sys.byteorder)))
+                told.append(MonitorEvent(kind, int.from_bytes(event[2:6], sys.byteorder)))
         return told

@@ -338,11 +338,11 @@ def test_check_17_19_a_stream_that_breaks_ends_in_an_error_and_nothing_comes_twi
     model = mesh.fresh()
     for each in mesh.standins:
         each.fault(kind, model, after=3)
-    heard = ""  # pieces that come quickly come together
+    heard: list[str] = []  # pieces that come quickly come together
+    stream = client.chat(**question(20, model), stream=True)
     with pytest.raises(ollama.ResponseError, match="task"):
-        for part in client.chat(**question(20, model), stream=True):
-            heard += part.message.content or ""
-    assert heard == said(3)
+        heard.extend(part.message.content or "" for part in stream)
+    assert "".join(heard) == said(3)
 
 
 @pytest.mark.parametrize("kind", [Kind.CUT, Kind.NO_DONE])

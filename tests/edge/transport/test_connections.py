@@ -28,7 +28,7 @@ from d8mesh.edge.transport.connections import (
     Caps,
 )
 from d8mesh.edge.transport.keys import new_pair
-from d8mesh.edge.transport.monitor import Told
+from d8mesh.edge.transport.monitor import MonitorEvent
 from d8mesh.edge.transport.router import RouterEndpoint
 from d8mesh.edge.transport.sockets import Loop, Waker
 from tests.end_to_end.processes import until
@@ -216,7 +216,7 @@ def _behind(door: Door) -> Iterator[None]:
     monitor, go_on = door.router._connections._monitor, threading.Event()
     read = monitor.read
 
-    def late() -> list[Told]:
+    def late() -> list[MonitorEvent]:
         assert go_on.wait(20)
         return read()
 

@@ -12,7 +12,7 @@ import zmq
 
 from d8mesh.edge.transport import monitor, sockets
 from d8mesh.edge.transport.descriptors import duplicate
-from d8mesh.edge.transport.monitor import TOLD_EVENTS, Monitor, Told
+from d8mesh.edge.transport.monitor import TOLD_EVENTS, Monitor, MonitorEvent
 from tests.security.raw_zmtp import RawZmtp
 
 PATIENCE_S = 20.0
@@ -31,7 +31,7 @@ class Watched:
     def await_told(self) -> None:
         assert self.monitor.socket.poll(PATIENCE_MS)
 
-    def read(self, kind: int) -> Told:
+    def read(self, kind: int) -> MonitorEvent:
         """Return the next that is told of this kind; others are passed over."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
