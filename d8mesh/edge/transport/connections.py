@@ -52,8 +52,6 @@ LOOK_AT_NEW_S: Final = 0.25
 ALERT_LOOK_S: Final = 0.1
 #: A connection that ends this soon after something came in was ended for what that was.
 JUST_NOW_MS: Final = 2000
-#: The gate waits for the table so long at most; it takes a millisecond.
-GATE_WAIT_S: Final = 2.0
 
 #: Why connections end: names of counters.
 HANDSHAKE: Final = "zmq.handshake"  #: not ZMTP, of an old version, without encryption, a wrong key
@@ -209,7 +207,7 @@ class Connections:
             self._wanted += 1
             wanted = self._wanted
             self._rouse()
-            self._turn.wait_for(lambda: self._reached >= wanted, GATE_WAIT_S)
+            self._turn.wait_for(lambda: self._reached >= wanted)
 
     def close(self) -> None:
         """Watch no longer."""
@@ -318,7 +316,7 @@ class Connections:
             if not is_meant(each):
                 self._first.append(each)
             elif not self._is_noted(each):
-                self.ended.append(each.routing_id)
+                self._has_left(each.routing_id)
 
     def _is_noted(self, first: _FirstMessage) -> bool:
         """Note whose a first message is; False: its connection has ended."""
@@ -354,13 +352,16 @@ class Connections:
             _less(self._unheard, connection.address)
         else:
             self._by_routing_id.pop(connection.routing_id, None)
-            self.ended.append(connection.routing_id)
-            self._gone[connection.routing_id] = None
-            if len(self._gone) > MAX_GONE:
-                self._gone.popitem(last=False)
+            self._has_left(connection.routing_id)
         self.guard.forget(connection)
         if connection.handle is not None:
             connection.handle.close()
+
+    def _has_left(self, routing_id: bytes) -> None:
+        self.ended.append(routing_id)
+        self._gone[routing_id] = None
+        if len(self._gone) > MAX_GONE:
+            self._gone.popitem(last=False)
 
     def _reason(self, connection: TcpConnection, now: float, *, is_unfinished: bool) -> str:
         """Return why ZeroMQ has ended a connection; "": its peer has, or another has counted it.

@@ -147,6 +147,7 @@ def test_a_peer_that_is_dropped_though_it_has_left_takes_nobody_along(
         ((peer, _),) = receive(router, 1)
         router.drop(peer)
         assert not second.ends_within(0.5)
+        assert not router.is_reading(peer.routing_id)
         second.send(b"hello")
         ((other, frame),) = receive(router, 1)
         assert (frame, other.key != peer.key) == (b"hello", True)
