@@ -28,6 +28,7 @@ pytestmark = pytest.mark.namespace
 
 #: What a flood may cost a node.
 MAX_GROWTH_BYTES: Final = 40_000_000
+BOSS_URL: Final = "http://127.0.0.1:7001/health"
 _numbers: Final = count()
 
 WORKS_ON: Final = """
@@ -58,6 +59,7 @@ class Beset:
         self.log = machines.start(self.far, "worker")
         self.worker_pid = self.far._processes[-1].pid
         until(lambda: "joined" in self.log.read_text("utf-8"), "a worker that joins")
+        until(lambda: self._look(self.boss, BOSS_URL).returncode == 0, "its HTTP port")
         env = {
             "PYTHONPATH": str(ROOT), "D8_MESH": self.mesh, "D8_NO_ENV_FILE": "1",
             "D8_DATA_DIR": str(folder / "client"), "D8_INTERFACES": "",
@@ -87,7 +89,7 @@ class Beset:
     def ignored(self, kind: NodeKind) -> Counter[str]:
         """Return what was ignored of this kind, by who listens for it."""
         if kind is NodeKind.WORKER:
-            told = self._asked(self.boss, "http://127.0.0.1:7001/health")["rejected"]["broker"]
+            told = self._asked(self.boss, BOSS_URL)["rejected"]["broker"]
         else:
             told = self.worker()["ignored"]
         return Counter({code: n for code, n in told.items() if code.startswith("mdns.")})
@@ -97,10 +99,14 @@ class Beset:
         return self._asked(self.far, "http://127.0.0.1:7200/health")
 
     def _asked(self, host: Host, url: str) -> dict[str, Any]:
-        done = host.run([sys.executable, "-c", STATUS, url])
+        done = self._look(host, url)
         assert done.returncode == 0, done.stderr
         told: dict[str, Any] = json.loads(done.stdout)
         return told
+
+    @staticmethod
+    def _look(host: Host, url: str) -> subprocess.CompletedProcess[str]:
+        return host.run([sys.executable, "-c", STATUS, url])
 
     @contextmanager
     def refused(self, kind: NodeKind, code: str) -> Iterator[None]:

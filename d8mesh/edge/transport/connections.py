@@ -243,7 +243,8 @@ class Connections:
         poller.register(self._inner, zmq.POLLIN)
         while not self._is_closing:
             left_s = max(0.0, self._next_look - time.monotonic())
-            poller.poll(int(left_s * 1000 + 0.999) if self._table else None)
+            wait_ms = int(left_s * 1000 + 0.999) if self._table else None
+            poller.poll(0 if self._monitor.is_ahead else wait_ms)
             with contextlib.suppress(BlockingIOError):
                 self._inner.recv(4096)
             self._step(time.monotonic())
@@ -256,7 +257,9 @@ class Connections:
         dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]
         placed, self._placed = self._placed, []
         told_of, wanted = set(self._take_first()), self._wanted  # the monitor tells of all these
-        while told := self._monitor.read():
+        is_all = False
+        while not is_all:
+            told, is_all = self._monitor.read()
             for each in told:
                 self._take_in(each, now)
         self._reach(wanted)
@@ -315,7 +318,7 @@ class Connections:
         for each in first:
             if not is_meant(each):
                 self._first.append(each)
-            elif not self._is_noted(each):
+            elif not self._is_noted(each) and each.place < math.inf:
                 self._has_left(each.routing_id)
 
     def _is_noted(self, first: _FirstMessage) -> bool:
@@ -347,6 +350,8 @@ class Connections:
         code = connection.code or self._reason(connection, now, is_unfinished=is_unfinished)
         if code and not connection.code:
             self._reject(code, connection.address)
+        if connection.code not in ("", CROWD) and connection.routing_id is None:
+            self._finished -= 1  # it was cut off after its handshake
         _less(self._count, connection.address)
         if connection.routing_id is None:
             _less(self._unheard, connection.address)

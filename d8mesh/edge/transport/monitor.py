@@ -24,6 +24,8 @@ TOLD_EVENTS: Final = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 _MONITOR_ENDPOINT: Final = "inproc://d8.connections"
+#: Read at once, some milliseconds: whoever connects again and again hinders nobody.
+MAX_EVENTS: Final = 512
 
 
 class MonitorEvent(NamedTuple):
@@ -55,13 +57,21 @@ class Monitor:
         self.socket.connect(_MONITOR_ENDPOINT)
         self._ahead: list[MonitorEvent] = []
 
-    def read(self) -> list[MonitorEvent]:
-        """Return what was told since, the oldest first; with nothing new, nothing.
+    @property
+    def is_ahead(self) -> bool:
+        """Return whether there is something to be read that the socket does not tell any more."""
+        return bool(self._ahead)
+
+    def read(self) -> tuple[list[MonitorEvent], bool]:
+        """Return what was told since, the oldest first, and whether that is all until this call.
 
         An end is told before the descriptor can be another's. So a duplicate is of the connection
         that was meant if no end of that one is told after the duplicate was made.
         """
-        told, self._ahead = self._ahead or self._read(), []
+        told = self._ahead + self._read()
+        is_all, self._ahead = len(told) - len(self._ahead) < MAX_EVENTS, []
+        if not told:
+            return told, is_all
         there: dict[int, int] = {}
         for at, each in enumerate(told):
             if each.kind == zmq.EVENT_ACCEPTED:
@@ -78,7 +88,7 @@ class Monitor:
         for descriptor, (handle, address) in made.items():
             at = there[descriptor]
             told[at] = told[at]._replace(handle=handle, address=address)
-        return told
+        return told, is_all
 
     def close(self) -> None:
         """Have nothing told any more."""
@@ -88,7 +98,7 @@ class Monitor:
     def _read(self) -> list[MonitorEvent]:
         told: list[MonitorEvent] = []
         with contextlib.suppress(zmq.Again):
-            while True:
+            while len(told) < MAX_EVENTS:
                 event, _ = self.socket.recv_multipart(zmq.NOBLOCK)
                 kind = int.from_bytes(event[:2], sys.byteorder)
                 told.append(MonitorEvent(kind, int.from_bytes(event[2:6], sys.byteorder)))

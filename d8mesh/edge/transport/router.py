@@ -82,7 +82,8 @@ class RouterEndpoint:
         is_taken: Callable[[str, int], bool] = lambda host, port: False,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        self._context = zmq.Context()
+        # One thread: with more, the gate may be asked about whom the monitor has yet to tell of.
+        self._context = zmq.Context(1)
         handler = ZapHandler(self._context, gate, mechanism=b"NULL" if keys is None else CURVE)
         if keys is not None:
             try:

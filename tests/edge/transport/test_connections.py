@@ -216,7 +216,7 @@ def _behind(door: Door) -> Iterator[None]:
     monitor, go_on = door.router._connections._monitor, threading.Event()
     read = monitor.read
 
-    def late() -> list[MonitorEvent]:
+    def late() -> tuple[list[MonitorEvent], bool]:
         assert go_on.wait(20)
         return read()
 
@@ -298,6 +298,8 @@ def test_who_shakes_hands_and_says_nothing_is_cut_off(
         door.saw(UNHEARD)
         other.send(b"still here")
         assert other.receive() == b"still here"
+    until(lambda: not door.router._connections._table, "all have left")
+    assert door.router._connections._finished == 0
 
 
 @needs_sodium

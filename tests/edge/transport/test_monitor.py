@@ -36,7 +36,7 @@ class Watched:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             self.monitor.socket.poll(100)
-            for each in self.monitor.read():
+            for each in self.monitor.read()[0]:
                 if each.kind == kind:
                     return each
         raise AssertionError(kind)
@@ -69,7 +69,7 @@ def test_who_is_there_is_told_with_its_socket_and_address(watched: Watched) -> N
             assert told.handle.getpeername() == peer.socket.getsockname()
             assert told.handle.fileno() != told.descriptor
     assert watched.read(zmq.EVENT_DISCONNECTED).descriptor == told.descriptor
-    assert watched.monitor.read() == []
+    assert watched.monitor.read() == ([], True)
 
 
 def test_who_has_come_and_left_is_told_without_a_socket_though_another_is_there(
@@ -82,8 +82,9 @@ def test_who_has_come_and_left_is_told_without_a_socket_though_another_is_there(
     time.sleep(0.2)  # the next one has the same descriptor, mostly
     with RawZmtp(watched.port) as other:
         time.sleep(0.2)
-        told = [each for each in watched.monitor.read() if each.kind == zmq.EVENT_ACCEPTED]
-        first, second = told
+        told, is_all = watched.monitor.read()
+        assert is_all
+        first, second = (each for each in told if each.kind == zmq.EVENT_ACCEPTED)
         assert first.handle is None
         assert second.handle is not None
         with second.handle:
@@ -109,7 +110,8 @@ def test_a_socket_that_may_be_anothers_is_let_go(
 
     monkeypatch.setattr(monitor, "duplicate", late)
     with stack:
-        (told, *_) = watched.monitor.read()
+        ((told, *_), _) = watched.monitor.read()
+        assert watched.monitor.is_ahead
         assert (told.kind, told.handle) == (zmq.EVENT_ACCEPTED, None)
         for each in made:
             assert each is None or each.fileno() == -1, "closed"
@@ -117,3 +119,23 @@ def test_a_socket_that_may_be_anothers_is_let_go(
         later = watched.read(zmq.EVENT_ACCEPTED)
         assert later.handle is not None
         later.handle.close()
+
+
+def test_of_ever_more_a_part_is_read_at_a_time(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "MAX_EVENTS", 3)
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(RawZmtp(watched.port))
+        time.sleep(0.3)
+        read: list[int] = []
+        is_all = False
+        while not is_all:
+            told, is_all = watched.monitor.read()
+            read.append(len(told))
+            for each in told:
+                assert each.handle is not None
+                each.handle.close()
+    assert read == [3, 5]
+    assert not watched.monitor.is_ahead
