@@ -6,6 +6,7 @@ The numbers are those of the list of bad inputs, of which `tests/security` has e
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
 import socket
 import struct
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import psutil
@@ -280,6 +282,31 @@ def test_22_so_are_connections_that_shake_hands_and_say_no_more(abused: Abused, 
         for each in made:
             each.close()
         until(lambda: _is_open(door), "there is room again")
+
+
+@needs_sodium
+def test_22_who_comes_and_goes_all_the_time_keeps_no_newcomer_out(
+    abused: Abused, door: Door
+) -> None:
+    is_over, knocks = threading.Event(), itertools.count()
+    reset = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+
+    def come_and_go() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(ConnectionError), socket.socket() as odd:
+                odd.connect(("127.0.0.1", door.port))
+                odd.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                next(knocks)
+
+    with abused.refused_as({}), ThreadPoolExecutor(2) as pool:
+        for _ in range(2):
+            pool.submit(come_and_go)
+        try:
+            for _ in range(30):
+                door.join().close()
+        finally:
+            is_over.set()
+    assert next(knocks) > 30
 
 
 # ------------------------------------------------------------------- 23: oversize frames
