@@ -162,7 +162,8 @@ class ByteGuard:
         """Bring `unfinished_bytes` up to date.
 
         What was received before the loop took all there was, and is of no message that came out
-        since, is of a message that has no end yet.
+        since, is of a message that has no end yet. Of who has spoken that is known from when its
+        messages are of interest: what was received before may have come out.
         """
         if connection.routing_id in heard:
             self._settle(connection, traffic.received_bytes)
@@ -171,10 +172,13 @@ class ByteGuard:
         if pending <= WATCHED_BYTES:
             return
         self._is_marking = True
+        routing_id = connection.routing_id
+        if routing_id is not None and routing_id not in self.watched:
+            self.watched[routing_id] = None
+            connection.settled_bytes = traffic.received_bytes
+            return
         if connection.marked is None:
             connection.marked = (pending, round_)
-            if connection.routing_id is not None:
-                self.watched[connection.routing_id] = None
             return
         was, at = connection.marked
         if round_ - at >= ROUNDS:

@@ -50,6 +50,12 @@ class Watched:
             while got > 0:
                 got -= len(handle.recv(got))
 
+    def watch(self) -> None:
+        """Have it watched whether messages come out."""
+        self.pour(3 * MB)
+        assert self.look() == []
+        assert self.connection.routing_id in self.guard.watched
+
     def look(self, *, passed_s: float = 0.1, rounds: float = 2.0) -> list[str]:
         """Let time pass and the loop go round; return why the connection has to end."""
         self.now += passed_s
@@ -68,8 +74,20 @@ def watched(routing_id: bytes | None = b"r") -> Iterator[Watched]:
 def test_a_message_without_end_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(byte_guard, "MAX_UNFINISHED_BYTES", 5 * MB)
     with watched() as it:
+        it.watch()
         it.pour(6 * MB)
         assert [it.look(), it.look()] == [[], [UNFINISHED]]
+
+
+def test_what_came_in_before_anybody_watched_may_have_come_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(byte_guard, "MAX_UNFINISHED_BYTES", 5 * MB)
+    with watched() as it:
+        it.pour(20 * MB)
+        assert [it.look() for _ in range(5)] == [[]] * 5
+        assert it.connection.unfinished_bytes == 0
+        assert not it.guard.is_alert
 
 
 def test_before_the_first_message_less_is_enough() -> None:
@@ -96,6 +114,7 @@ def test_a_loop_that_stands_still_is_no_fault_of_the_peer(
 ) -> None:
     monkeypatch.setattr(byte_guard, "MAX_UNFINISHED_BYTES", 5 * MB)
     with watched() as it:
+        it.watch()
         it.pour(6 * MB)
         for _ in range(5):
             assert it.look(rounds=0) == []
@@ -106,6 +125,7 @@ def test_a_loop_that_stands_still_is_no_fault_of_the_peer(
 def test_messages_of_others_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(byte_guard, "MAX_UNFINISHED_BYTES", 5 * MB)
     with watched() as it:
+        it.watch()
         it.pour(6 * MB)
         it.look()
         it.guard.hear({b"another"})
@@ -126,11 +146,14 @@ def test_of_many_that_hold_too_much_together_the_largest_end(
     monkeypatch.setattr(byte_guard, "MAX_UNFINISHED_IN_ALL_BYTES", 8 * MB)
     guard = ByteGuard()
     with watched(b"a") as a, watched(b"b") as b, watched(b"c") as c:
+        connections = [each.connection for each in (a, b, c)]
+        for each in (a, b, c):
+            each.pour(3 * MB)
+        assert guard.look(connections, 0.1, 2.0) == []
         for each, size in ((a, 3), (b, 4), (c, 3)):
             each.pour(size * MB)
-        connections = [each.connection for each in (a, b, c)]
-        assert guard.look(connections, 0.1, 2.0) == []
-        assert guard.look(connections, 0.2, 4.0) == [(b.connection, UNFINISHED)]
+        assert guard.look(connections, 0.2, 4.0) == []
+        assert guard.look(connections, 0.3, 6.0) == [(b.connection, UNFINISHED)]
 
 
 def fill(it: Watched) -> None:

@@ -19,6 +19,7 @@ from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol.membership import Verdict
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
 from d8mesh.edge.transport import byte_guard, connections
+from d8mesh.edge.transport.byte_guard import TcpConnection
 from d8mesh.edge.transport.connections import (
     CROWD,
     FRAME,
@@ -75,6 +76,14 @@ class Door:
 
     def drop(self, peer: Peer) -> None:
         self.router.drop(peer)
+
+    def wake(self) -> None:
+        """Let the loop go round once more."""
+        self._waker.wake()
+
+    def table(self) -> list[TcpConnection]:
+        """Return the connections that there are."""
+        return list(self.router._connections._table.values())
 
     def knock(self, said: bytes) -> RawZmtp:
         """Connect, and say this."""
@@ -196,6 +205,33 @@ def test_the_largest_frame_is_none_too_large(door: Door) -> None:
     assert link.await_frame(60.0) == content
     link.close()
     door.goes_on()
+    assert door.rejected == {}
+
+
+def test_who_says_much_at_once_and_then_nothing_is_not_cut_off(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard, is_due = door.router._connections.guard, threading.Event()
+    look = guard.look
+    monkeypatch.setattr(guard, "look", lambda *seen: look(*seen) if is_due.is_set() else [])
+    door.is_deaf = True
+    link = link_to(door.port)
+    link.send(b"hello")
+    until(lambda: door.router._connections._by_routing_id, "it is known")
+    for _ in range(4):
+        link.send(bytes(20_000_000))
+    until(lambda: len(door.heard) == 5, "all has come out")
+    is_due.set()
+    looks = {connection.looked_at for connection in door.table()}
+    while len(looks) < 6:
+        looks |= {connection.looked_at for connection in door.table()}
+        assert door.rejected == {}
+        door.wake()
+        time.sleep(0.05)
+    link.send(b"still here")
+    until(lambda: len(door.heard) == 6, "that, too")
+    assert len(set(door.peers)) == 1
+    link.close()
     assert door.rejected == {}
 
 
