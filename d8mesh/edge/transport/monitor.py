@@ -66,7 +66,9 @@ class Monitor:
         """Return what was told since, the oldest first, and whether that is all until this call.
 
         An end is told before the descriptor can be another's. So a duplicate is of the connection
-        that was meant if no end of that one is told after the duplicate was made.
+        that was meant if no end of that one is told after the duplicate was made. Whoever gets
+        through the gate was there then. In a flood that has more than `MAX_EVENTS` waiting after
+        it, one that ended before that may have the socket of its successor until its end is read.
         """
         told = self._ahead + self._read()
         is_all, self._ahead = len(told) - len(self._ahead) < MAX_EVENTS, []
